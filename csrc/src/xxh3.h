@@ -1,0 +1,12 @@
+/*
+ * The only door to xxHash: the whole of it inline, so nothing is linked, no symbol of it is
+ * exported, and short keys are hashed without a call. Never included by a public header.
+ */
+#ifndef RINGHOLD_SRC_XXH3_H
+#define RINGHOLD_SRC_XXH3_H
+
+#define XXH_INLINE_ALL
+#define XXH_NO_STREAM
+#include <xxhash.h>
+
+#endif

@@ -1,0 +1,21 @@
+/* Goal: every status tells its name, and a value that is none does too. */
+#include "rh_test.h"
+
+static void every_status_has_its_name(void)
+{
+    CHECK(strcmp(rh_status_name(RH_OK), "RH_OK") == 0);
+    CHECK(strcmp(rh_status_name(RH_NO_MEMORY), "RH_NO_MEMORY") == 0);
+    CHECK(strcmp(rh_status_name(RH_INVALID_ARGUMENT), "RH_INVALID_ARGUMENT") == 0);
+    CHECK(strcmp(rh_status_name(RH_TOO_LARGE), "RH_TOO_LARGE") == 0);
+    CHECK(strcmp(rh_status_name(RH_DUPLICATE_NODE), "RH_DUPLICATE_NODE") == 0);
+    CHECK(strcmp(rh_status_name(RH_UNKNOWN_NODE), "RH_UNKNOWN_NODE") == 0);
+    CHECK(strcmp(rh_status_name(RH_EMPTY_RING), "RH_EMPTY_RING") == 0);
+    CHECK(strcmp(rh_status_name(RH_NOT_ENOUGH_NODES), "RH_NOT_ENOUGH_NODES") == 0);
+    CHECK(strcmp(rh_status_name((rh_status)-100), "RH_UNKNOWN_STATUS") == 0);
+}
+
+int main(void)
+{
+    RUN(every_status_has_its_name);
+    return rh_test_result();
+}

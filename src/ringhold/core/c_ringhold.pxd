@@ -1,0 +1,102 @@
+"""Every declaration of the C core. ``cimport ringhold.core.c_ringhold`` to call it from Cython."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "ringhold/ringhold.h" nogil:
+    int RH_VERSION_MAJOR
+    int RH_VERSION_MINOR
+    int RH_VERSION_PATCH
+
+
+cdef extern from "ringhold/status.h" nogil:
+    ctypedef enum rh_status:
+        RH_OK
+        RH_NO_MEMORY
+        RH_INVALID_ARGUMENT
+        RH_TOO_LARGE
+        RH_DUPLICATE_NODE
+        RH_UNKNOWN_NODE
+        RH_EMPTY_RING
+        RH_NOT_ENOUGH_NODES
+
+    const char *rh_status_name(rh_status status) noexcept
+
+
+cdef extern from "ringhold/checksum.h" nogil:
+    enum:
+        RH_DIGEST_BYTES
+
+    rh_status rh_checksum(const void *data, size_t size, uint64_t *out) noexcept
+    rh_status rh_checksum_blocks_count(size_t size, size_t block_bytes, size_t *out) noexcept
+    rh_status rh_checksum_blocks(const void *data, size_t size, size_t block_bytes,
+                                 uint64_t *out) noexcept
+    rh_status rh_digest(const void *data, size_t size, uint8_t *out) noexcept
+
+
+cdef extern from "ringhold/ring.h" nogil:
+    enum:
+        RH_RING_VNODES_DEFAULT
+
+    const size_t RH_RING_POINTS_MAX
+
+    ctypedef struct rh_ring:
+        pass
+
+    ctypedef struct rh_ring_node:
+        const void *name
+        size_t name_bytes
+        const void *zone
+        size_t zone_bytes
+        double weight
+
+    ctypedef struct rh_ring_options:
+        uint32_t vnodes
+
+    ctypedef enum rh_ring_change_kind:
+        RH_RING_ADD
+        RH_RING_REMOVE
+
+    ctypedef struct rh_ring_change:
+        rh_ring_change_kind kind
+        rh_ring_node node
+
+    ctypedef struct rh_ring_info:
+        size_t names
+        size_t nodes
+        size_t usable
+        size_t zones
+        size_t points
+        uint32_t vnodes
+
+    ctypedef struct rh_ring_member:
+        rh_ring_node node
+        size_t points
+        bint present
+
+    ctypedef struct rh_ring_replicas_options:
+        const uint32_t *exclude
+        size_t exclude_count
+
+    rh_status rh_ring_new(const rh_ring_node *nodes, size_t count,
+                          const rh_ring_options *options, rh_ring **out) noexcept
+    rh_status rh_ring_edit(const rh_ring *ring, const rh_ring_change *changes, size_t count,
+                           rh_ring **out) noexcept
+    void rh_ring_free(rh_ring *ring) noexcept
+    rh_status rh_ring_get_info(const rh_ring *ring, rh_ring_info *out) noexcept
+    rh_status rh_ring_get_member(const rh_ring *ring, size_t index, rh_ring_member *out) noexcept
+    rh_status rh_ring_find(const rh_ring *ring, const void *name, size_t name_bytes,
+                           uint32_t *out) noexcept
+    rh_status rh_ring_get_points(const rh_ring *ring, const uint64_t **points,
+                                 const uint32_t **owners, size_t *count) noexcept
+    rh_status rh_ring_hash(const void *key, size_t key_bytes, uint64_t *out) noexcept
+    rh_status rh_ring_lookup(const rh_ring *ring, const void *key, size_t key_bytes,
+                             uint32_t *out) noexcept
+    rh_status rh_ring_lookup_hash(const rh_ring *ring, uint64_t hash, uint32_t *out) noexcept
+    rh_status rh_ring_lookup_keys(const rh_ring *ring, const void *const *keys,
+                                  const size_t *key_bytes, size_t count, uint32_t *out) noexcept
+    rh_status rh_ring_lookup_hashes(const rh_ring *ring, const uint64_t *hashes, size_t count,
+                                    uint32_t *out) noexcept
+    rh_status rh_ring_replicas(const rh_ring *ring, uint64_t hash, size_t count,
+                               const rh_ring_replicas_options *options, uint32_t *out,
+                               size_t *zones) noexcept
