@@ -1,0 +1,5 @@
+"""``python -m ringhold.cli``."""
+
+from ringhold.cli import main
+
+main()

@@ -1,0 +1,41 @@
+"""Goal: what README.md shows is what happens.
+
+Method: its Python block is run in an empty directory and its output compared with the block
+below it; its commands are run one by one as written.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_prints_what_it_says(tmp_path: Path) -> None:
+    index, code = next((i, text) for i, (kind, text) in enumerate(BLOCKS) if kind == "python")
+    assert len(code.splitlines()) <= 16
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == BLOCKS[index + 1][1]
+
+
+def test_the_commands_run(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "file").write_bytes(bytes(10_000))
+    commands = next(text for _, text in BLOCKS if text.startswith("ringhold init"))
+    for line in commands.splitlines():
+        _, *arguments = shlex.split(line)
+        finished = subprocess.run(
+            [sys.executable, "-m", "ringhold.cli", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert finished.returncode == 0, (line, finished.stdout + finished.stderr)
