@@ -1,0 +1,233 @@
+"""Commits of the embedded store beside what they are made of.
+
+Peers, in the same run, in turns: SQLite through apsw alone with the statements a commit needs
+(write-ahead log, synchronous=FULL), and appends of the same size with fdatasync. Each round
+commits the same number of puts, each durable before the next begins, except in the concurrent
+round. What was timed is checked afterwards: every commit must be in the database.
+
+Tiny by default; RINGHOLD_BENCH=full takes real sizes. Ratios are medians over the rounds with
+the smallest and largest; above 1 means faster than the peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from ringhold.env import real_env
+from ringhold.store import lock_files
+from ringhold.store.base import Absent, Put, Store
+from ringhold.store.requests import checked_commit
+from ringhold.store.sqlite import open_sqlite_store
+from ringhold.store.sqlite.apply import Now, apply
+from ringhold.store.sqlite.schema import connect
+from ringhold.store.sqlite.writer import Checkpoints
+
+FULL = os.environ.get("RINGHOLD_BENCH") == "full"
+COMMITS = 1_000 if FULL else 20
+ROUNDS = 9 if FULL else 2
+CONCURRENT = 32
+VALUE = b"v" * 100
+
+
+def key(number: int) -> bytes:
+    return b"key-%012d" % number
+
+
+class Bare:
+    """SQLite alone: one transaction for each commit, with the statements `apply` executes."""
+
+    def __init__(self, directory: Path):
+        self.connection = prepared(directory)
+        self.checkpoints = Checkpoints(self.connection)
+
+    def run(self, start: int, count: int) -> None:
+        execute = self.connection.execute
+        for number in range(start, start + count):
+            execute("BEGIN IMMEDIATE")
+            meta = dict(execute("SELECT name, value FROM meta WHERE name <> 'time_namespace'"))
+            revision = meta["revision"] + 1
+            due = "SELECT id FROM lease WHERE deadline_ns <= ? OR boot_id <> ?"
+            assert execute(due, (0, b"")).get is None
+            assert execute("SELECT 1 FROM kv WHERE k = ?", (key(number),)).get is None
+            execute(
+                "INSERT INTO kv (k, created, revision, lease, v) VALUES (?1, ?2, ?2, ?3, ?4)"
+                " ON CONFLICT (k) DO UPDATE SET revision = ?2, lease = ?3, v = ?4",
+                (key(number), revision, None, VALUE),
+            )
+            execute("INSERT INTO log VALUES (?, ?, ?, ?)", (revision, 0, key(number), VALUE))
+            execute(
+                "UPDATE meta SET value = CASE name WHEN 'revision' THEN ? ELSE ? END"
+                " WHERE name IN ('revision', 'log_bytes')",
+                (revision, meta["log_bytes"] + len(VALUE)),
+            )
+            execute("COMMIT")
+            self.checkpoints.run_if_due()
+
+    def count(self) -> int:
+        return int(self.connection.execute("SELECT count(*) FROM kv").get)
+
+
+class Direct:
+    """`apply` called by the benchmark itself, under the commit lock, one commit at a time."""
+
+    def __init__(self, directory: Path):
+        self.connection = prepared(directory)
+        self.checkpoints = Checkpoints(self.connection)
+        self.lock = lock_files.CommitLock(str(directory / "locks"))
+        self.boot_id = lock_files.boot_id()
+
+    def run(self, start: int, count: int) -> None:
+        clock = real_env().clock
+        for number in range(start, start + count):
+            request = checked_commit([Absent(key(number))], [Put(key(number), VALUE)], [], None)
+            self.lock.acquire()
+            now_ns = clock.boottime_ns()
+            self.lock.sign(now_ns)
+            applied = apply(self.connection, [request], Now(now_ns, self.boot_id))
+            assert isinstance(applied.outcomes[0], int)
+            self.checkpoints.run_if_due()
+            self.lock.release()
+
+    def count(self) -> int:
+        return int(self.connection.execute("SELECT count(*) FROM kv").get)
+
+
+class Appends:
+    """What the disk allows: one append of a commit's bytes and one fdatasync for each."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / "appended"
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def run(self, start: int, count: int) -> None:
+        for number in range(start, start + count):
+            os.write(self.fd, key(number) + VALUE)
+            os.fdatasync(self.fd)
+
+    def count(self) -> int:
+        return self.path.stat().st_size // len(key(0) + VALUE)
+
+
+class Asyncio:
+    """The store as users have it: through its queue and thread, `width` commits at a time."""
+
+    def __init__(self, runner: asyncio.Runner, directory: Path, width: int):
+        self.runner = runner
+        self.width = width
+        self.store: Store = runner.run(open_sqlite_store(str(directory), real_env(), create=True))
+
+    def run(self, start: int, count: int) -> None:
+        self.runner.run(self._run(start, count))
+
+    async def _run(self, start: int, count: int) -> None:
+        async def some(numbers: range) -> None:
+            for number in numbers:
+                await self.store.commit(
+                    compares=[Absent(key(number))], puts=[Put(key(number), VALUE)]
+                )
+
+        async with asyncio.TaskGroup() as group:
+            for task in range(self.width):
+                group.create_task(some(range(start + task, start + count, self.width)))
+
+    def count(self) -> int:
+        async def rows() -> int:
+            snapshot = await self.store.snapshot()
+            found = await snapshot.range(b"", b"\xff")
+            await snapshot.close()
+            return len(found)
+
+        return self.runner.run(rows())
+
+    def close(self) -> None:
+        self.runner.run(self.store.close())
+
+
+def prepared(directory: Path) -> apsw.Connection:
+    """A connection to a new store in `directory`."""
+
+    async def create() -> None:
+        await (await open_sqlite_store(str(directory), real_env(), create=True)).close()
+
+    asyncio.run(create())
+    return connect(str(directory / "store" / "store.db"))
+
+
+def in_turns(contenders: dict[str, Any], commits: int) -> dict[str, list[float]]:
+    """Commits per second of each, round by round, all in every round."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender.run(0, commits)  # to warm up
+    for round_number in range(1, ROUNDS + 1):
+        for name, contender in contenders.items():
+            begin = time.perf_counter()
+            contender.run(round_number * commits, commits)
+            rates[name].append(commits / (time.perf_counter() - begin))
+    for name, contender in contenders.items():
+        assert contender.count() == (ROUNDS + 1) * commits, name
+    return rates
+
+
+def ratio(rates: dict[str, list[float]], name: str, peer: str) -> dict[str, float]:
+    found = [a / b for a, b in zip(rates[name], rates[peer], strict=True)]
+    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+
+
+def report(
+    benchmark: Any,
+    say: Callable[[str], None],
+    rates: dict[str, list[float]],
+    pairs: list[tuple[str, str]],
+) -> None:
+    for name, found in rates.items():
+        benchmark.extra_info[name] = statistics.median(found)
+        say(f"{name}: {statistics.median(found):.0f} commits/s")
+    for name, peer in pairs:
+        found_ratio = ratio(rates, name, peer)
+        benchmark.extra_info[f"{name} / {peer}"] = found_ratio
+        say("{} / {}: {median:.2f} ({min:.2f} to {max:.2f})".format(name, peer, **found_ratio))
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    def line(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {text}", end="")
+
+    return line if FULL else lambda text: None
+
+
+def test_commits_one_at_a_time(benchmark: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
+    with asyncio.Runner() as runner:
+        asynchronous = Asyncio(runner, tmp_path / "asyncio", 1)
+        contenders = {
+            "raw fdatasync": Appends(tmp_path),
+            "bare apsw": Bare(tmp_path / "bare"),
+            "apply": Direct(tmp_path / "direct"),
+            "asyncio": asynchronous,
+        }
+        rates = benchmark.pedantic(in_turns, (contenders, COMMITS), rounds=1)
+        asynchronous.close()
+    pairs = [("apply", "bare apsw"), ("asyncio", "bare apsw"), ("bare apsw", "raw fdatasync")]
+    report(benchmark, say, rates, pairs)
+
+
+def test_commits_at_once(benchmark: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
+    with asyncio.Runner() as runner:
+        one = Asyncio(runner, tmp_path / "one", 1)
+        many = Asyncio(runner, tmp_path / "many", CONCURRENT)
+        name = f"{CONCURRENT} at once"
+        contenders = {"one at a time": one, name: many}
+        rates = benchmark.pedantic(in_turns, (contenders, COMMITS * 2), rounds=1)
+        one.close()
+        many.close()
+    report(benchmark, say, rates, [(name, "one at a time")])

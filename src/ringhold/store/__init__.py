@@ -1,0 +1,1 @@
+"""The coordination store: `base` is the interface, `memory` and `sqlite` are its engines."""

@@ -1,0 +1,181 @@
+"""The coordination store: the only arbiter between processes.
+
+A revisioned key-value map with compare-and-commit, leases and watch. What is promised:
+
+- A commit happens entirely or not at all, at one revision; revisions only grow. Commits are
+  durable when `commit` returns, and strictly serializable among all processes of a store.
+- A snapshot shows exactly one revision.
+- A watch delivers every revision that touches its prefix, whole, in order, once.
+- A lease that was found gone stays gone; all keys bound to it disappear at one revision,
+  before any later commit evaluates its compares.
+
+What is not promised: that a lease expires on time (it may be late, never early), and that a
+snapshot is the newest revision a moment later. Safety must therefore rest on the compares of
+a commit alone.
+
+Keys and values are bytes. Ranges are half open, [start, end), in byte order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ringhold.types import Entry, Event
+
+KEY_BYTES_MAX = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """`key` does not exist."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """`key` exists and was last changed at `revision`."""
+
+    key: bytes
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """`key` exists and was created at `revision`, however often it changed since."""
+
+    key: bytes
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """No key exists in [start, end)."""
+
+    start: bytes
+    end: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NoneBornAfter:
+    """No key in [start, end) was created after `revision`."""
+
+    start: bytes
+    end: bytes
+    revision: int
+
+
+Compare = Absent | Unchanged | Born | Empty | NoneBornAfter
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Sets `key`; with `lease` the key disappears with that lease, without it for good.
+
+    A put onto an existing key keeps its `created` revision and replaces its lease.
+    """
+
+    key: bytes
+    value: bytes
+    lease: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """All events of one revision below a watched prefix; never empty."""
+
+    revision: int
+    events: tuple[Event, ...]
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The end of the range of all keys that start with `prefix`."""
+    stripped = prefix.rstrip(b"\xff")
+    if not stripped:
+        return b"\xff" * (KEY_BYTES_MAX + 1)
+    return stripped[:-1] + bytes([stripped[-1] + 1])
+
+
+class Snapshot(Protocol):
+    """A view of the store at `revision`. Close it: the engine keeps old versions for it.
+
+    Reads raise Compacted when the snapshot has grown older than the engine's bound.
+    """
+
+    @property
+    def revision(self) -> int: ...
+
+    async def get(self, key: bytes) -> Entry | None: ...
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
+        """One entry or None for every key, in the order of `keys`."""
+
+    async def range(
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> list[tuple[bytes, Entry]]:
+        """The entries of [start, end) in key order (descending with `reverse`)."""
+
+    async def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """An open store. Every method but `close` raises Closed after `close`.
+
+    All methods are coroutine-safe on the loop that opened the store. Cancelling `commit` after
+    it was queued waits for its outcome, then raises CancelledError.
+    """
+
+    async def snapshot(self) -> Snapshot:
+        """A snapshot at least as new as every commit that returned before the call."""
+
+    async def commit(
+        self,
+        *,
+        compares: Iterable[Compare] = (),
+        puts: Iterable[Put] = (),
+        deletes: Iterable[bytes] = (),
+        nonce: bytes | None = None,
+    ) -> int:
+        """Applies `puts` and `deletes` at one new revision if all `compares` hold; returns it.
+
+        Without puts and deletes the compares are still evaluated, and the current revision is
+        returned. Deleting a key that does not exist is allowed. A commit whose `nonce` (1 to 64
+        bytes) was committed before is not applied again: the revision of then is returned.
+        Nonces are remembered at least as long as the log of revisions.
+
+        Raises Conflict (`index`, `compare`: the first that failed, in the order given),
+        SessionExpired (a put names a lease that is gone; compares are judged first),
+        InvalidInput (a key put and deleted or put twice, too large), StoreUnavailable (nothing
+        happened), OutcomeUnknown (repeat with the same nonce to learn what happened).
+        """
+
+    def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
+        """Yields the changes below `prefix` of all revisions >= `from_revision`, for ever.
+
+        Raises Compacted when those revisions are no longer all kept. Closing the iterator
+        (``aclose``) ends the watch.
+        """
+
+    async def grant_lease(self, lease: bytes, ttl_s: float) -> None:
+        """Creates `lease` (12 bytes, never used before), to be renewed within `ttl_s` seconds.
+
+        The lease belongs to this process: on engines that can see it, its death ends the lease
+        at once. InvalidInput when the lease exists.
+        """
+
+    async def renew_lease(self, lease: bytes) -> None:
+        """Extends the lease by its TTL from now. SessionExpired when it is gone."""
+
+    async def revoke_lease(self, lease: bytes) -> None:
+        """Ends the lease and deletes its keys. A lease that is gone is no error."""
+
+    async def expire_leases(self) -> None:
+        """Ends the leases that are overdue or whose process is dead; cheap when there are none.
+
+        Called by whoever waits for somebody else's lease to end.
+        """
+
+    async def close(self) -> None:
+        """Waits for queued commits and ends the watches. Leases granted here are left to expire."""

@@ -1,0 +1,130 @@
+"""``cluster.kv`` of the blocking face: the async one behind a bridge, with subscripts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from ringhold.bridge import Bridge
+from ringhold.store.kv import Bound, KeyEvent, KeyValue, Value
+from ringhold.types import Entry
+
+T = TypeVar("T")
+
+
+class KeyEvents:
+    """The changes of a prefix, one after the other: an iterator that waits for the next one."""
+
+    def __init__(self, bridge: Bridge, events: AsyncIterator[KeyEvent]):
+        self._bridge = bridge
+        self._events = events
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> KeyEvent:
+        async def following() -> KeyEvent | None:
+            return await anext(self._events, None)
+
+        event = self._bridge.run(following())
+        if event is None:
+            raise StopIteration
+        return event
+
+    def close(self) -> None:
+        """Ends the watch."""
+
+        async def end() -> None:
+            await self._events.aclose()  # type: ignore[attr-defined]
+
+        self._bridge.run(end())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class BlockingKeyValue:
+    """Small state in the store: ``kv[key]``, `get`, `put`, `delete`, `entry`, `range`, `watch`."""
+
+    def __init__(self, kv: KeyValue, bridge: Bridge):
+        self._kv = kv
+        self._bridge = bridge
+
+    def __getitem__(self, key: str | bytes) -> bytes:
+        entry = self.entry(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry.value
+
+    def __setitem__(self, key: str | bytes, value: Value) -> None:
+        self.put(key, value)
+
+    def __delitem__(self, key: str | bytes) -> None:
+        if self._bridge.run(self._kv.pop(key)) is None:
+            raise KeyError(key)
+
+    def __contains__(self, key: str | bytes) -> bool:
+        return self.entry(key) is not None
+
+    # Without this, Python would iterate by asking for kv[0], kv[1], …
+    __iter__ = None
+
+    def entry(self, key: str | bytes) -> Entry | None:
+        """The value of `key` with the revisions of its last change and its creation, or None."""
+        return self._bridge.run(self._kv.entry(key))
+
+    def get(self, key: str | bytes, default: T | None = None) -> bytes | T | None:
+        """The value of `key`, or `default`."""
+        return self._bridge.run(self._kv.get(key, default))
+
+    def put(self, key: str | bytes, value: Value, *, if_revision: int | None = None) -> int:
+        """Sets `key` and returns the revision of this change.
+
+        `if_revision`: only if the key was last changed at that revision, 0 for absent;
+        Conflict otherwise, and nothing is changed.
+        """
+        return self._bridge.run(self._kv.put(key, value, if_revision=if_revision))
+
+    def delete(self, key: str | bytes) -> None:
+        """Removes `key`; one that does not exist is no error."""
+        self._bridge.run(self._kv.delete(key))
+
+    def range(
+        self,
+        prefix: Bound = "",
+        *,
+        start: Bound | None = None,
+        end: Bound | None = None,
+        limit: int | None = None,
+    ) -> Iterator[tuple[str, Entry]]:
+        """Yields (key, Entry) in the order of the keys' bytes, all at one revision.
+
+        Keys that begin with `prefix` and lie in [start, end), at most `limit` of them.
+        """
+        return iter(
+            self._bridge.run(
+                collected(lambda: self._kv.range(prefix, start=start, end=end, limit=limit))
+            )
+        )
+
+    def watch(self, prefix: Bound, *, since: int | None = None) -> KeyEvents:
+        """Every change of a key that begins with `prefix`, after revision `since`.
+
+        Without `since`: every change after this call. Raises Compacted when changes after
+        `since` are no longer all kept, and Closed when the cluster is closed.
+        """
+        after = self._bridge.run(self._kv.revision()) if since is None else since
+        return KeyEvents(self._bridge, self._kv.watch(prefix, since=after))
+
+
+async def collected(items: Callable[[], AsyncIterator[T]]) -> list[T]:
+    return [item async for item in items()]

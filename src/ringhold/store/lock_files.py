@@ -1,0 +1,253 @@
+"""The file rules of the embedded store, in one place.
+
+Guarantees:
+
+- Nothing here ever opens the database, its -wal or its -shm: closing any descriptor of such a
+  file would drop the POSIX locks SQLite holds on it for the whole process, and a commit that
+  was acknowledged has been lost that way. They lie in a folder of their own.
+- Locks are open-file-description locks (fcntl(2), F_OFD_SETLK) on files that hold nothing else:
+  they exclude two openings within one process as well as two processes, and end with the
+  process, however it ends. Files are opened with O_CLOEXEC and unlocked explicitly.
+- In a forked child inherited descriptors are closed, never unlocked: an unlock would release
+  the parent's lock, since both share the open file description.
+- A session's file is locked before its lease is registered in the store, so a registered lease
+  whose file can be locked belongs to a process that is dead.
+- Directories on NFS, 9p, SMB and FUSE (virtiofs included) are refused: their locks and shared
+  memory are not those of one host.
+
+Not guaranteed: that the lock of a killed process is free at once if a child that it spawned
+without exec still holds the descriptor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+import threading
+
+from ringhold.errors import InvalidInput
+
+_FLOCK = struct.Struct("hhqqi4x")
+_HOLDER = struct.Struct("<QQ")
+
+REFUSED_FILE_SYSTEMS = {
+    0x6969: "NFS",
+    0x01021997: "9p",
+    0x517B: "SMB",
+    0xFE534D42: "SMB",
+    0xFF534D42: "CIFS",
+    0x65735546: "FUSE (or virtiofs)",
+    0x00C36400: "Ceph",
+    0x0BD00BD0: "Lustre",
+    0x5346414F: "AFS",
+}
+
+# Every open lock file, for a forked child to close. The guard is held across a fork, so that
+# none is open and not yet listed, or listed and already closed.
+_open_files: dict[LockFile, None] = {}
+_guard = threading.Lock()
+
+
+def _close_inherited() -> None:
+    for file in _open_files:
+        file.close_inherited()
+    _open_files.clear()
+    _guard.release()
+
+
+os.register_at_fork(
+    before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_inherited
+)
+
+
+def _flock(kind: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+
+
+class LockFile:
+    """A file whose only purpose is its lock. One thread at a time; not to be used after a fork."""
+
+    def __init__(self, path: str, *, exclusive_create: bool = False):
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | (os.O_EXCL if exclusive_create else 0)
+        self.path = path
+        with _guard:
+            self._fd = os.open(path, flags, 0o600)
+            _open_files[self] = None
+
+    def acquire(self) -> None:
+        """Waits, without limit, until nobody else holds the lock."""
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW, _flock(fcntl.F_WRLCK))
+
+    def try_acquire(self) -> bool:
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def release(self) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK))
+
+    def read(self, length: int) -> bytes:
+        return os.pread(self._fd, length, 0)
+
+    def write(self, data: bytes) -> None:
+        os.pwrite(self._fd, data, 0)
+
+    def close(self) -> None:
+        """Unlocks and closes; nothing when closed already."""
+        with _guard:
+            if self in _open_files:
+                del _open_files[self]
+                self.release()
+                os.close(self._fd)
+                self._fd = -1
+
+    def close_inherited(self) -> None:
+        """Closes without unlocking: the lock is the parent's."""
+        os.close(self._fd)
+        self._fd = -1
+
+
+class CommitLock:
+    """The lock around every commit and checkpoint of one store, fair between processes.
+
+    A turnstile goes before the lock itself: who releases the lock and wants it again meets, at
+    the turnstile, whoever waits already. The lock alone starves others for as long as one
+    process commits in a loop.
+
+    The file says who holds the lock, for the message of those who wait in vain.
+    """
+
+    def __init__(self, directory: str):
+        self._turnstile = LockFile(os.path.join(directory, "turnstile"))
+        self._lock = LockFile(os.path.join(directory, "commit"))
+        self.waiting = False
+
+    def acquire(self) -> None:
+        self.waiting = True
+        self._turnstile.acquire()
+        try:
+            self._lock.acquire()
+        finally:
+            self._turnstile.release()
+            self.waiting = False
+
+    def sign(self, since_ns: int) -> None:
+        """Notes that this process has held the lock since `since_ns` (boot time)."""
+        self._lock.write(_HOLDER.pack(os.getpid(), since_ns))
+
+    def holder(self) -> int:
+        """The process that signed last; 0 when nobody ever did."""
+        signature = self._lock.read(_HOLDER.size)
+        return int(_HOLDER.unpack(signature)[0]) if len(signature) == _HOLDER.size else 0
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def close(self) -> None:
+        self._lock.close()
+        self._turnstile.close()
+
+
+def create_session_file(path: str) -> LockFile:
+    """A new file, locked by this process. FileExistsError when the session exists."""
+    file = LockFile(path, exclusive_create=True)
+    if not file.try_acquire():
+        # Nobody locks a session's file but who created it.
+        file.close()
+        raise FileExistsError(f"session file {path} is locked by somebody else")
+    return file
+
+
+def is_abandoned(path: str) -> bool:
+    """Whether the session file exists and the process that locked it is dead.
+
+    Asks without locking (F_OFD_GETLK), so that two who ask never see each other.
+    """
+    with _guard:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+        finally:
+            os.close(fd)
+    return int(_FLOCK.unpack(answer)[0]) == fcntl.F_UNLCK
+
+
+def remove_session_file(path: str) -> None:
+    """To be called by whoever deleted the lease from the store, and nobody else."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def make_directory(path: str) -> None:
+    """Creates `path` and missing parents, each durable in its parent; existing ones are fine."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(os.path.abspath(path))
+    make_directory(parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise NotADirectoryError(20, "not a directory", path) from None
+    fsync_directory(parent)
+
+
+def fsync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def file_exists(path: str) -> bool:
+    """As os.stat says: an error other than the absence of the file is raised."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def refuse_shared_file_system(path: str) -> None:
+    """InvalidInput when `path` lies on a file system whose locks are not those of one host."""
+    kind = file_system_type(path)
+    if kind in REFUSED_FILE_SYSTEMS:
+        raise InvalidInput(
+            f"{path} lies on {REFUSED_FILE_SYSTEMS[kind]}, where file locks and shared memory "
+            "do not work as on a local disk: put the cluster on a local file system"
+        )
+
+
+def file_system_type(path: str) -> int:
+    """The magic number of statfs(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # struct statfs starts with f_type, a machine word, and is smaller than 256 bytes.
+    buffer = ctypes.create_string_buffer(256)
+    if libc.statfs(os.fsencode(path), buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
+
+
+def boot_id() -> bytes:
+    """16 bytes that differ after every start of the machine: boot time is compared within one."""
+    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return bytes.fromhex(os.read(fd, 64).decode("ascii").strip().replace("-", ""))
+    finally:
+        os.close(fd)
+
+
+def time_namespace() -> str:
+    """Identity of the namespace that shifts this process's CLOCK_BOOTTIME."""
+    return os.readlink("/proc/self/ns/time")

@@ -1,0 +1,269 @@
+"""The embedded store of one directory, for several processes of one host.
+
+    store/store.db (-wal, -shm)   the database; opened by nothing but SQLite
+    locks/commit, locks/turnstile the commit lock
+    locks/sessions/<lease hex>    one locked file for every lease of a live process
+
+Guarantees what `base.Store` does. In addition the lease of a process that is dead ends at the
+next `expire_leases`, whatever its TTL.
+
+A store that was open during a fork belongs to the parent: in the child everything but `close`
+raises Closed with the parent's pid, and `close` does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import weakref
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import apsw
+
+from ringhold.env import Env, finish
+from ringhold.errors import InvalidInput, OutcomeUnknown, SessionExpired, StoreUnavailable
+from ringhold.store import lock_files
+from ringhold.store.base import Changes, Compare, Put, Store
+from ringhold.store.lock_files import CommitLock, LockFile
+from ringhold.store.requests import (
+    LOG_REVISIONS,
+    check_bytes,
+    check_lease,
+    check_revision,
+    checked_commit,
+    ttl_in_ns,
+)
+from ringhold.store.sqlite import schema
+from ringhold.store.sqlite.apply import GrantLease, RenewLease, Request, RevokeLeases
+from ringhold.store.sqlite.opening import Opening
+from ringhold.store.sqlite.readers import Readers, SqliteSnapshot
+from ringhold.store.sqlite.watching import Watches
+from ringhold.store.sqlite.writer import Writer
+
+
+async def open_sqlite_store(
+    directory: str, env: Env, *, create: bool, log_revisions: int = LOG_REVISIONS
+) -> Store:
+    """The store in `directory`.
+
+    Raises FileExistsError with `create` if there is one, FileNotFoundError without if there is
+    none or its creation was never finished, Corrupt for a file that is damaged or not ours,
+    InvalidInput for one of another format version, another time namespace or on a network file
+    system, OSError naming the path when the directory cannot be used.
+    """
+    absolute = await env.blocking(_create if create else _check, directory)
+    return SqliteStore(absolute, env, log_revisions=log_revisions)
+
+
+def _database(directory: str) -> str:
+    return os.path.join(directory, "store", "store.db")
+
+
+def _locks(directory: str) -> str:
+    return os.path.join(directory, "locks")
+
+
+def _create(directory: str) -> str:
+    directory = os.path.abspath(directory)
+    database = _database(directory)
+    lock_files.make_directory(os.path.dirname(database))
+    lock_files.make_directory(os.path.join(_locks(directory), "sessions"))
+    lock_files.refuse_shared_file_system(os.path.dirname(database))
+    if lock_files.file_exists(database):
+        _refuse_finished(database)
+    lock = CommitLock(_locks(directory))
+    try:
+        lock.acquire()
+        connection = schema.connect(database, create=True)
+        try:
+            schema.create_tables(connection, database)
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise schema.translated(error, database) from error
+    finally:
+        lock.close()
+    lock_files.fsync_directory(os.path.dirname(database))
+    return directory
+
+
+def _refuse_finished(database: str) -> None:
+    """FileExistsError for a finished store, without waiting for whoever is using it."""
+    try:
+        _check_database(database)
+    except FileNotFoundError:
+        return
+    raise FileExistsError(17, "a store exists already", database)
+
+
+def _check(directory: str) -> str:
+    directory = os.path.abspath(directory)
+    database = _database(directory)
+    if not lock_files.file_exists(database):
+        raise FileNotFoundError(2, "there is no store", database)
+    lock_files.refuse_shared_file_system(os.path.dirname(database))
+    # Where locks cannot be opened for writing the OSError names them; SQLite would not.
+    CommitLock(_locks(directory)).close()
+    _check_database(database)
+    return directory
+
+
+def _check_database(database: str) -> None:
+    try:
+        connection = schema.connect(database, read_only=True)
+        try:
+            schema.check_format(connection, database)
+            schema.check_time_namespace(connection, database)
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise schema.translated(error, database) from error
+
+
+class SqliteStore:
+    """One opening of the store in `directory`; see `open_sqlite_store`."""
+
+    def __init__(self, directory: str, env: Env, *, log_revisions: int):
+        self._sessions_directory = os.path.join(_locks(directory), "sessions")
+        self._env = env
+        self._boot_id = lock_files.boot_id()
+        self._opening = Opening(_database(directory))
+        # Locked until the lease ends, even beyond `close`: a lease is left to expire.
+        self._sessions: dict[bytes, LockFile] = {}
+        self._readers = Readers(self._opening, env)
+        self._watches = Watches(self._readers)
+        self._writer = Writer(
+            self._opening.path,
+            CommitLock(_locks(directory)),
+            env.clock,
+            self._boot_id,
+            log_revisions=log_revisions,
+            on_ended=functools.partial(_remove_sessions, self._sessions_directory, self._sessions),
+            on_committed=self._watches.wake,
+        )
+        self._abandon = weakref.finalize(self, _abandon, self._writer, self._opening)
+
+    async def snapshot(self) -> SqliteSnapshot:
+        self._opening.check()
+        return self._readers.snapshot()
+
+    async def commit(
+        self,
+        *,
+        compares: Iterable[Compare] = (),
+        puts: Iterable[Put] = (),
+        deletes: Iterable[bytes] = (),
+        nonce: bytes | None = None,
+    ) -> int:
+        self._opening.check()
+        return await self._submit(checked_commit(compares, puts, deletes, nonce))
+
+    async def _submit(self, request: Request) -> int:
+        return await finish(self._writer.submit(request))
+
+    def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
+        self._opening.check()
+        check_bytes(prefix, "a prefix")
+        check_revision(from_revision)
+        return self._watches.follow(prefix, max(1, from_revision))
+
+    async def grant_lease(self, lease: bytes, ttl_s: float) -> None:
+        self._opening.check()
+        check_lease(lease)
+        request = GrantLease(lease, ttl_in_ns(ttl_s), self._opening.pid)
+        try:
+            file = lock_files.create_session_file(self._session_path(lease))
+        except FileExistsError:
+            raise InvalidInput(f"lease {lease.hex()} exists already") from None
+        self._sessions[lease] = file
+        granted = self._writer.submit(request)
+        try:
+            await finish(granted)
+        except asyncio.CancelledError:
+            if granted.exception() is None:
+                self._unlock_session(lease)
+            else:
+                _remove_sessions(self._sessions_directory, self._sessions, [lease])
+            raise
+        except OutcomeUnknown as error:
+            self._unlock_session(lease)
+            raise StoreUnavailable(f"lease {lease.hex()} could not be granted: {error}") from error
+        except BaseException:
+            _remove_sessions(self._sessions_directory, self._sessions, [lease])
+            raise
+
+    def _unlock_session(self, lease: bytes) -> None:
+        """For a lease that nobody can use, if it exists: its unlocked file tells so to all."""
+        file = self._sessions.pop(lease, None)
+        if file is not None:
+            file.close()
+
+    def _session_path(self, lease: bytes) -> str:
+        return os.path.join(self._sessions_directory, lease.hex())
+
+    async def renew_lease(self, lease: bytes) -> None:
+        self._opening.check()
+        check_lease(lease)
+        try:
+            await self._submit_repeatable(RenewLease(lease))
+        except SessionExpired:
+            self._unlock_session(lease)
+            raise
+
+    async def revoke_lease(self, lease: bytes) -> None:
+        self._opening.check()
+        check_lease(lease)
+        await self._submit_repeatable(RevokeLeases((lease,)))
+
+    async def _submit_repeatable(self, request: Request) -> None:
+        try:
+            await self._submit(request)
+        except OutcomeUnknown as error:
+            raise StoreUnavailable(f"{error} (the call may be repeated)") from error
+
+    async def expire_leases(self) -> None:
+        self._opening.check()
+        overdue, dead = self._ended_leases()
+        if overdue or dead:
+            await self._submit_repeatable(RevokeLeases(tuple(dead)))
+
+    def _ended_leases(self) -> tuple[bool, list[bytes]]:
+        """Whether any lease is overdue, and the leases of dead processes."""
+        now_ns = self._env.clock.boottime_ns()
+        rows = self._readers.leases()
+        overdue = any(
+            deadline_ns <= now_ns or boot_id != self._boot_id for _, deadline_ns, boot_id in rows
+        )
+        dead = [
+            lease
+            for lease, _, _ in rows
+            if lease not in self._sessions and lock_files.is_abandoned(self._session_path(lease))
+        ]
+        return overdue, dead
+
+    async def close(self) -> None:
+        if self._opening.closed or self._opening.is_inherited():
+            return
+        self._opening.closed = True
+        self._watches.close()
+        await self._writer.close()
+        self._readers.close()
+        self._abandon.detach()
+
+
+def _remove_sessions(
+    directory: str, sessions: dict[bytes, LockFile], leases: Sequence[bytes]
+) -> None:
+    """Called for leases that this process deleted from the store, or that never were in it."""
+    for lease in leases:
+        lock_files.remove_session_file(os.path.join(directory, lease.hex()))
+        file = sessions.pop(lease, None)
+        if file is not None:
+            file.close()
+
+
+def _abandon(writer: Writer, opening: Opening) -> None:
+    """A store that nobody closed and nobody can reach any more: lets its thread end."""
+    if not opening.is_inherited():
+        writer.abandon()

@@ -1,0 +1,281 @@
+"""The shell around `apply`: a thread that commits what is queued, under the commit lock.
+
+Guarantees:
+
+- Group commit: whatever is queued when the lock is won, up to BATCH_MAX requests, goes into one
+  transaction and one fsync.
+- A request is answered once: with its outcome, with StoreUnavailable when it was never begun or
+  left nothing, or with OutcomeUnknown. A request that waited STUCK_S seconds for a lock that
+  another process does not give back is withdrawn, and its error names that process.
+- Checkpoints happen here only, under the lock, when the write-ahead log has grown.
+
+After a commit whose outcome is not known the connection is given up and a new one opened; a
+failed fsync is never repeated as if it had not happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import apsw
+
+from ringhold.env import Clock
+from ringhold.errors import Corrupt, OutcomeUnknown, RingholdError, StoreUnavailable
+from ringhold.store.lock_files import CommitLock
+from ringhold.store.sqlite.apply import Applied, Now, Outcome, Request, apply
+from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, connect
+
+BATCH_MAX = 256
+STUCK_S = 10.0
+CHECKPOINT_PAGES = 1_000
+RESTART_PAGES = 16_000
+RESTART_WAIT_MS = 20
+
+
+@dataclass(slots=True, eq=False)
+class _Queued:
+    request: Request
+    future: asyncio.Future[int]
+    since_ns: int
+
+
+class Checkpoints:
+    """Keeps the write-ahead log short; belongs to one connection that writes.
+
+    A passive checkpoint copies what it can and waits for nobody; the log starts again from its
+    beginning at a commit that finds everything copied and no reader in it. Where readers follow
+    one another without a gap that never happens, so a log that has grown far waits for them,
+    briefly.
+    """
+
+    def __init__(self, connection: apsw.Connection):
+        self._connection = connection
+        self._pages = 0
+        self._copied = 0
+        connection.set_wal_hook(self._committed)
+
+    def _committed(self, connection: apsw.Connection, name: str, pages: int) -> int:
+        if pages < self._pages:
+            self._copied = 0
+        self._pages = pages
+        return int(apsw.SQLITE_OK)
+
+    def run_if_due(self) -> None:
+        """To be called with the commit lock held, outside a transaction."""
+        if self._pages - self._copied < CHECKPOINT_PAGES:
+            return
+        restart = self._pages >= RESTART_PAGES
+        mode = apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
+        self._connection.set_busy_timeout(RESTART_WAIT_MS)
+        # The next try is due after as many pages again, whether this one succeeds or not: a
+        # commit that is durable in the log does not depend on it.
+        self._copied = self._pages
+        with contextlib.suppress(apsw.BusyError, apsw.FullError, apsw.IOError):
+            self._connection.wal_checkpoint("main", mode)
+        self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+
+
+class Writer:
+    """Queues requests of one event loop for one thread. Methods are the loop's, but `_run`."""
+
+    def __init__(
+        self,
+        path: str,
+        lock: CommitLock,
+        clock: Clock,
+        boot_id: bytes,
+        *,
+        log_revisions: int,
+        on_ended: Callable[[Sequence[bytes]], None],
+        on_committed: Callable[[], None],
+    ):
+        self._path = path
+        self._lock = lock
+        self._clock = clock
+        self._boot_id = boot_id
+        self._log_revisions = log_revisions
+        self._on_ended = on_ended
+        self._on_committed = on_committed
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[_Queued] = deque()
+        self._unanswered: dict[_Queued, None] = {}
+        self._answered = asyncio.Event()
+        self._stuck_timer: asyncio.TimerHandle | None = None
+        self._doorbell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._rung = False
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self._connection: apsw.Connection | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._thread = threading.Thread(target=self._run, name="ringhold-store", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = self._loop.create_future()
+        queued = _Queued(request, future, self._clock.monotonic_ns())
+        self._unanswered[queued] = None
+        self._queue.append(queued)
+        self._ring()
+        if self._stuck_timer is None:
+            self._stuck_timer = self._loop.call_later(STUCK_S, self._withdraw_stuck)
+        return future
+
+    def _ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            self._doorbell.put(None)
+
+    def _withdraw_stuck(self) -> None:
+        """Answers what waited too long. Nothing was begun: only the thread takes from the left,
+        and takes under the lock that could not be had."""
+        self._stuck_timer = None
+        limit_ns = self._clock.monotonic_ns() - int(STUCK_S * 1e9)
+        for queued in [queued for queued in self._unanswered if queued.since_ns <= limit_ns]:
+            try:
+                self._queue.remove(queued)
+            except ValueError:
+                continue  # The thread has it: it is being committed.
+            error = StoreUnavailable(
+                f"the commit lock of {self._path} was not to be had for {STUCK_S:g} s; "
+                f"the process {self._lock.holder()} took it last"
+            )
+            self._answer(queued, error)
+        if self._unanswered:
+            waited_ns = self._clock.monotonic_ns() - next(iter(self._unanswered)).since_ns
+            delay_s = max(0.1, STUCK_S - waited_ns / 1e9)
+            self._stuck_timer = self._loop.call_later(delay_s, self._withdraw_stuck)
+
+    def _answer(self, queued: _Queued, outcome: Outcome) -> None:
+        self._unanswered.pop(queued, None)
+        if not self._unanswered:
+            self._answered.set()
+        if queued.future.done():
+            return
+        if isinstance(outcome, int):
+            queued.future.set_result(outcome)
+        else:
+            queued.future.set_exception(outcome)
+
+    def _answer_all(self, batch: Sequence[_Queued], outcomes: Sequence[Outcome]) -> None:
+        for queued, outcome in zip(batch, outcomes, strict=True):
+            self._answer(queued, outcome)
+        self._on_committed()
+
+    async def close(self) -> None:
+        """Waits for what is queued, then stops the thread; safe to be called again."""
+        while self._unanswered:
+            self._answered.clear()
+            await self._answered.wait()
+        if self._stuck_timer is not None:
+            self._stuck_timer.cancel()
+            self._stuck_timer = None
+        self.abandon()
+        # A thread that still waits for a lock held by a stopped process ends when it gets it.
+        if not self._lock.waiting:
+            await self._stopped.wait()
+
+    def abandon(self) -> None:
+        """Lets the thread end by itself once it has nothing to do."""
+        self._stopping = True
+        self._doorbell.put(None)
+
+    def _run(self) -> None:
+        try:
+            while not (self._stopping and not self._queue):
+                self._doorbell.get()
+                self._rung = False
+                while self._queue:
+                    self._commit_queued()
+        finally:
+            if self._connection is not None:
+                self._connection.close(True)
+            self._lock.close()
+            self._call_loop(self._stopped.set)
+
+    def _call_loop(self, function: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            # The loop ended before the store was closed: nobody is left to be answered.
+            self._stopping = True
+
+    def _commit_queued(self) -> None:
+        try:
+            self._lock.acquire()
+        except OSError as error:
+            self._refuse(self._take(), StoreUnavailable, error)
+            return
+        try:
+            batch = self._take()
+            if batch:
+                self._commit(batch)
+                if self._checkpoints is not None:
+                    self._checkpoints.run_if_due()
+        finally:
+            self._lock.release()
+
+    def _take(self) -> list[_Queued]:
+        batch: list[_Queued] = []
+        while len(batch) < BATCH_MAX:
+            try:
+                batch.append(self._queue.popleft())
+            except IndexError:
+                break  # Empty, or the last one was withdrawn meanwhile.
+        return batch
+
+    def _commit(self, batch: list[_Queued]) -> None:
+        try:
+            applied = self._apply([queued.request for queued in batch])
+        except (StoreUnavailable, OutcomeUnknown, Corrupt) as error:
+            self._give_up_connection()
+            self._refuse(batch, type(error), error)
+        except Exception as error:
+            # Nothing was begun, or it was rolled back: the commit itself is judged above.
+            self._give_up_connection()
+            self._refuse(batch, StoreUnavailable, error)
+        else:
+            self._end_sessions(applied.ended)
+            self._call_loop(self._answer_all, batch, applied.outcomes)
+
+    def _end_sessions(self, leases: Sequence[bytes]) -> None:
+        try:
+            self._on_ended(leases)
+        except OSError as error:
+            # The leases are gone all the same; what stays behind is an empty file.
+            context = {"message": "a session file cannot be removed", "exception": error}
+            self._call_loop(self._loop.call_exception_handler, context)
+
+    def _apply(self, requests: list[Request]) -> Applied:
+        now_ns = self._clock.boottime_ns()
+        self._lock.sign(now_ns)
+        if self._connection is None:
+            self._connection = connect(self._path)
+            self._checkpoints = Checkpoints(self._connection)
+        now = Now(now_ns, self._boot_id)
+        return apply(self._connection, requests, now, log_revisions=self._log_revisions)
+
+    def _give_up_connection(self) -> None:
+        connection, self._connection, self._checkpoints = self._connection, None, None
+        if connection is not None:
+            connection.close(True)
+
+    def _refuse(
+        self, batch: Sequence[_Queued], kind: type[RingholdError], cause: Exception
+    ) -> None:
+        """One error for each request: what several tasks raise would grow into one another."""
+        text = str(cause) if isinstance(cause, RingholdError) else repr(cause)
+        message = text if self._path in text else f"the store {self._path} failed: {text}"
+        errors: list[Outcome] = []
+        for _ in batch:
+            error = kind(message)
+            error.__cause__ = cause.__cause__ if isinstance(cause, RingholdError) else cause
+            errors.append(error)
+        self._call_loop(self._answer_all, batch, errors)

@@ -1,0 +1,238 @@
+"""Goal: what the embedded engine does under its promises: batches, the log, checkpoints.
+
+Method: the store itself on real files, with its bounds lowered; what happened is read from the
+database and its write-ahead log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from ringhold.env import real_env
+from ringhold.errors import Compacted, Conflict, SessionExpired
+from ringhold.store.base import Absent, Put, Store, Unchanged
+from ringhold.store.requests import checked_commit
+from ringhold.store.sqlite import open_sqlite_store, writer
+from ringhold.store.sqlite.apply import GrantLease, Now, RenewLease, apply
+from ringhold.store.sqlite.schema import connect, create_tables
+from ringhold.store.view import View, transact
+
+LEASE = b"l" * 12
+BOOT = b"b" * 16
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> apsw.Connection:
+    path = str(tmp_path / "store.db")
+    connection = connect(path, create=True)
+    create_tables(connection, path)
+    return connection
+
+
+def put(key: bytes, *compares: Any, lease: bytes | None = None) -> Any:
+    return checked_commit(compares, [Put(key, b"v", lease)], [], None)
+
+
+def kinds(outcomes: Sequence[Any]) -> list[Any]:
+    return [outcome if isinstance(outcome, int) else type(outcome) for outcome in outcomes]
+
+
+def test_requests_of_a_batch_see_one_another_and_failed_ones_leave_nothing(
+    connection: apsw.Connection,
+) -> None:
+    batch = [
+        put(b"a", Absent(b"a")),
+        put(b"a", Absent(b"a")),
+        put(b"a", Unchanged(b"a", 2)),
+        put(b"b", lease=LEASE),
+        GrantLease(LEASE, 10, 1),
+        put(b"b", lease=LEASE),
+    ]
+    applied = apply(connection, batch, Now(100, BOOT))
+    assert kinds(applied.outcomes) == [2, Conflict, 3, SessionExpired, 3, 4]
+    rows = list(connection.execute("SELECT k, created, revision FROM kv"))
+    assert rows == [(b"a", 2, 3), (b"b", 4, 4)]
+    assert list(connection.execute("SELECT revision FROM log")) == [(2,), (3,), (4,)]
+
+
+def test_leases_end_by_deadline_or_with_the_boot_before_any_compare(
+    connection: apsw.Connection,
+) -> None:
+    apply(connection, [GrantLease(LEASE, 10, 1), put(b"a", lease=LEASE)], Now(100, BOOT))
+    assert kinds(apply(connection, [put(b"x", Absent(b"a"))], Now(109, BOOT)).outcomes) == [
+        Conflict
+    ]
+    applied = apply(connection, [put(b"x", Absent(b"a"))], Now(110, BOOT))
+    assert kinds(applied.outcomes) == [4]
+    assert applied.ended == [LEASE]
+    apply(connection, [GrantLease(LEASE, 10**9, 1)], Now(200, BOOT))
+    # After a restart of the machine boot time starts again: the deadline means nothing.
+    applied = apply(connection, [RenewLease(LEASE)], Now(1, b"B" * 16))
+    assert kinds(applied.outcomes) == [SessionExpired]
+    assert applied.ended == [LEASE]
+
+
+def test_a_failure_within_a_batch_leaves_nothing_of_it(connection: apsw.Connection) -> None:
+    connection.execute(
+        "CREATE TRIGGER fault BEFORE INSERT ON kv WHEN NEW.k = x'66' "
+        "BEGIN SELECT RAISE(ABORT, 'planned'); END"
+    )
+    with pytest.raises(Exception, match="planned"):
+        apply(connection, [put(b"a"), put(b"f")], Now(100, BOOT))
+    assert not connection.in_transaction
+    assert connection.execute("SELECT count(*) FROM kv").get == 0
+    assert connection.execute("SELECT count(*) FROM log").get == 0
+
+
+def test_the_log_keeps_its_size_in_revisions_and_in_bytes(
+    connection: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringhold.store.sqlite.apply.LOG_BYTES_MAX", 100_000)
+
+    def state() -> tuple[int, int, int]:
+        meta = dict(connection.execute("SELECT name, value FROM meta"))
+        actual = connection.execute("SELECT coalesce(sum(length(v)), 0) FROM log").get
+        assert meta["log_bytes"] == actual
+        oldest = connection.execute("SELECT min(revision) FROM log").get
+        assert oldest == meta["compacted"] + 1 or meta["compacted"] == 0
+        return meta["revision"], meta["compacted"], actual
+
+    for number in range(50):
+        apply(connection, [put(b"%d" % number)], Now(1, BOOT), log_revisions=10)
+    revision, compacted, _ = state()
+    assert 10 <= revision - compacted < 20
+    large = [checked_commit([], [Put(b"large", b"x" * 9_000)], [], None)]
+    for _ in range(30):
+        apply(connection, large, Now(1, BOOT))
+        assert state()[2] <= 100_000
+    assert state()[2] > 30_000
+
+
+def on_store(directory: Path, test: Any) -> None:
+    async def main() -> None:
+        store = await open_sqlite_store(str(directory), real_env(), create=True)
+        await test(store)
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_queued_together_is_committed_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def counting(connection: apsw.Connection, batch: Any, now: Now, **options: Any) -> Any:
+        sizes.append(len(batch))
+        return apply(connection, batch, now, **options)
+
+    monkeypatch.setattr(writer, "apply", counting)
+
+    async def test(store: Store) -> None:
+        async def some(task: int) -> None:
+            for number in range(10):
+                await store.commit(puts=[Put(b"%d.%d" % (task, number), b"")])
+
+        await asyncio.gather(*(some(task) for task in range(32)))
+
+    on_store(tmp_path, test)
+    assert sum(sizes) == 320
+    # A fifth of an fsync for each commit at most.
+    assert len(sizes) <= 320 / 5
+
+
+def frames(directory: Path) -> int:
+    return (directory / "store" / "store.db-wal").stat().st_size // 4120
+
+
+def test_the_write_ahead_log_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 40)
+
+    async def test(store: Store) -> None:
+        for number in range(200):
+            await store.commit(puts=[Put(b"%d" % number, b"")])
+        assert frames(tmp_path) < 80
+
+    on_store(tmp_path, test)
+
+
+def test_a_reader_delays_the_reset_of_the_log_only_while_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 40)
+    monkeypatch.setattr(writer, "RESTART_PAGES", 200)
+    monkeypatch.setattr(writer, "RESTART_WAIT_MS", 1)
+
+    async def test(store: Store) -> None:
+        await store.commit(puts=[Put(b"a", b"")])
+        snapshot = await store.snapshot()
+        for number in range(100):
+            await store.commit(puts=[Put(b"%d" % number, b"")])
+        grown = frames(tmp_path)
+        assert grown > 300
+        assert len(await snapshot.range(b"", b"\xff")) == 1
+        await snapshot.close()
+        for number in range(200):
+            await store.commit(puts=[Put(b"%d" % number, b"")])
+        assert frames(tmp_path) <= grown + 40
+
+    on_store(tmp_path, test)
+
+
+def test_views_that_overlap_without_a_gap_do_not_grow_the_log_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 40)
+    monkeypatch.setattr(writer, "RESTART_PAGES", 120)
+
+    async def test(store: Store) -> None:
+        async def write(view: View) -> None:
+            await view.get(b"elsewhere")
+            view.put(b"%d" % view.revision, b"")
+
+        async def some() -> None:
+            for _ in range(60):
+                await transact(store, real_env(), write)
+
+        await asyncio.gather(*(some() for _ in range(16)))
+        assert frames(tmp_path) < 500
+
+    on_store(tmp_path, test)
+
+
+def test_a_store_nobody_closed_gives_up_its_thread(tmp_path: Path) -> None:
+    async def main() -> list[threading.Thread]:
+        before = set(threading.enumerate())
+        store = await open_sqlite_store(str(tmp_path), real_env(), create=True)
+        await store.commit(puts=[Put(b"a", b"")])
+        threads = [t for t in threading.enumerate() if t not in before]
+        del store
+        return [thread for thread in threads if thread.name == "ringhold-store"]
+
+    (thread,) = asyncio.run(main())
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_watch_far_behind_is_compacted_rather_than_shown_a_gap(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await open_sqlite_store(str(tmp_path), real_env(), create=True, log_revisions=8)
+        watch = store.watch(b"", 1)
+        first = await store.commit(puts=[Put(b"a", b"")])
+        assert (await anext(watch)).revision == first
+        for _ in range(40):
+            await store.commit(puts=[Put(b"a", b"")])
+        with pytest.raises(Compacted):
+            await anext(watch)
+        await store.close()
+
+    asyncio.run(main())
