@@ -1,0 +1,1 @@
+"""Storage nodes: directories and daemons that keep immutable chunks."""
