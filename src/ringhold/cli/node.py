@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import ringhold
-import ringhold.aio
 from ringhold.cli.output import reported_errors
 from ringhold.env import real_env
 from ringhold.errors import InvalidInput
@@ -27,7 +26,8 @@ async def _serve(data: str, host: str, port: int, replace: str | None, cluster: 
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     server = asyncio.ensure_future(serve(data, host, port, real_env(), ready=listening.set_result))
     try:
-        await asyncio.wait([server, listening], return_when=asyncio.FIRST_COMPLETED)
+        waited: list[asyncio.Future[Any]] = [server, listening]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if listening.done():
             address = listening.result()
             if replace is not None and cluster is not None:

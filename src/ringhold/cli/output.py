@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from fsspec.callbacks import Callback
+from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -112,7 +112,7 @@ def progress_bar(what: str) -> Iterator[TransferProgress]:
         yield TransferProgress(progress, what)
 
 
-class TransferProgress(Callback):  # type: ignore[misc]  # fsspec carries no types
+class TransferProgress(Callback):  # type: ignore[misc]
     """An fsspec callback, and a ``progress(done, total)`` function, that drives a bar."""
 
     def __init__(self, progress: Progress, what: str):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 
 import ringhold
 from ringhold.env import real_env
@@ -78,4 +79,9 @@ def transfer(url: str, worker: str) -> None:
 
 
 if __name__ == "__main__":
-    {"hold": hold, "write": write_with_token, "transfer": transfer}[sys.argv[1]](*sys.argv[2:])
+    run: dict[str, Callable[..., None]] = {
+        "hold": hold,
+        "write": write_with_token,
+        "transfer": transfer,
+    }
+    run[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,138 @@
+"""Placement, locks, transactions and files that keep working while machines fail.
+
+    with ringhold.open("data/") as cluster:
+        cluster.fs.pipe_file("/hello.txt", b"hello")
+
+Names are loaded when first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ringhold.errors import (
+    ChecksumMismatch,
+    Closed,
+    Compacted,
+    Conflict,
+    Corrupt,
+    DeadlockError,
+    EmptyRing,
+    InvalidInput,
+    LockError,
+    LockLost,
+    LockTimeout,
+    NodeDown,
+    NoQuorum,
+    NotEnoughNodes,
+    NotOwned,
+    OutcomeUnknown,
+    RingholdError,
+    SessionExpired,
+    StaleToken,
+    StoreUnavailable,
+    TransactionAborted,
+    TransactionTooLarge,
+    Unavailable,
+    Wounded,
+)
+from ringhold.types import Entry, EventKind, Node, NodeSpec, PlacementWarning
+
+if TYPE_CHECKING:
+    from ringhold import aio
+    from ringhold.assembly.administration import ClusterStatus, NodeStatus
+    from ringhold.cluster import Cluster
+    from ringhold.cluster import create as create
+    from ringhold.cluster import open as open
+    from ringhold.core import Ring, checksum, checksum_blocks, digest
+    from ringhold.locks.handles import Grant, Lock
+    from ringhold.locks.records import LockParty
+    from ringhold.store.kv import KeyEvent as Event
+    from ringhold.transactions.blocking import Transaction
+    from ringhold.transactions.transaction import TransactionStatus
+
+    __version__: str
+
+_HOMES = {
+    "Cluster": "ringhold.cluster",
+    "ClusterStatus": "ringhold.assembly.administration",
+    "Event": "ringhold.store.kv:KeyEvent",
+    "Grant": "ringhold.locks.handles",
+    "Lock": "ringhold.locks.handles",
+    "LockParty": "ringhold.locks.records",
+    "NodeStatus": "ringhold.assembly.administration",
+    "Ring": "ringhold.core",
+    "Transaction": "ringhold.transactions.blocking",
+    "TransactionStatus": "ringhold.transactions.transaction",
+    "checksum": "ringhold.core",
+    "checksum_blocks": "ringhold.core",
+    "create": "ringhold.cluster",
+    "digest": "ringhold.core",
+    "open": "ringhold.cluster",
+}
+
+# `open` and `create` are left out: a star import must not hide the builtin.
+__all__ = [
+    "ChecksumMismatch",
+    "Closed",
+    "Cluster",
+    "ClusterStatus",
+    "Compacted",
+    "Conflict",
+    "Corrupt",
+    "DeadlockError",
+    "EmptyRing",
+    "Entry",
+    "Event",
+    "EventKind",
+    "Grant",
+    "InvalidInput",
+    "Lock",
+    "LockError",
+    "LockLost",
+    "LockParty",
+    "LockTimeout",
+    "NoQuorum",
+    "Node",
+    "NodeDown",
+    "NodeSpec",
+    "NodeStatus",
+    "NotEnoughNodes",
+    "NotOwned",
+    "OutcomeUnknown",
+    "PlacementWarning",
+    "Ring",
+    "RingholdError",
+    "SessionExpired",
+    "StaleToken",
+    "StoreUnavailable",
+    "Transaction",
+    "TransactionAborted",
+    "TransactionStatus",
+    "TransactionTooLarge",
+    "Unavailable",
+    "Wounded",
+    "aio",
+    "checksum",
+    "checksum_blocks",
+    "digest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "aio":
+        return importlib.import_module("ringhold.aio")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("ringhold")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ringhold' has no attribute {name!r}")
+    module, _, attribute = home.partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, "aio"})

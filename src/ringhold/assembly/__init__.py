@@ -1,0 +1,1 @@
+"""How a cluster is found, made and administered; the faces are `ringhold.cluster` and `.aio`."""

@@ -1,0 +1,225 @@
+"""The nodes of an open cluster: what is known of them, and how one is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+from ringhold.assembly.location import Location
+from ringhold.assembly.plan import check_spec, node_record
+from ringhold.env import Env
+from ringhold.errors import InvalidInput, RingholdError
+from ringhold.nodes import records
+from ringhold.nodes.base import PARTITIONS, Identity, Node
+from ringhold.nodes.pool import open_node
+from ringhold.nodes.records import ClusterRecord, Holder, NodeRecord
+from ringhold.store.base import Snapshot, Store, prefix_end
+from ringhold.store.keyspace import NODE, PARTITION, REPAIR, SESSION, node_key, partition_key
+from ringhold.store.view import View, transact
+from ringhold.types import NodeSpec
+
+PROBE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A storage node.
+
+    name, zone, weight: as given when it was made
+    path: its directory on this host, or None
+    address: its daemon's "host:port", or None
+    incarnation: 1, and one more for every replacement
+    partitions: how many of the 4096 partitions it holds a copy of
+    up: whether it serves under the identity it should have
+    error: why it does not, else ""
+    """
+
+    name: str
+    zone: str | None
+    weight: float
+    path: str | None
+    address: str | None
+    incarnation: int
+    partitions: int
+    up: bool
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """A cluster at one revision.
+
+    url: where it lies
+    identity: 32 hexadecimal digits, drawn when it was made
+    created: seconds since 1970
+    replicas: copies of every chunk
+    chunk_size: bytes
+    revision: of the store
+    sessions: open ones, this one included
+    repairs: runs of chunks known to lack a copy
+    nodes: sorted by name
+    """
+
+    url: str
+    identity: str
+    created: float
+    replicas: int
+    chunk_size: int
+    revision: int
+    sessions: int
+    repairs: int
+    nodes: tuple[NodeStatus, ...]
+
+
+class Administration:
+    """What ``cluster.nodes()``, ``.status()`` and ``.replace_node()`` do."""
+
+    def __init__(self, location: Location, store: Store, env: Env, record: ClusterRecord):
+        self._location = location
+        self._store = store
+        self._env = env
+        self._record = record
+
+    async def nodes(self) -> tuple[NodeSpec, ...]:
+        snapshot = await self._store.snapshot()
+        try:
+            found = await _node_records(snapshot)
+        finally:
+            await snapshot.close()
+        return tuple(
+            NodeSpec(
+                record.name,
+                self._location.node_path(record.path),
+                record.address,
+                record.weight,
+                record.zone,
+            )
+            for record in found
+        )
+
+    async def status(self) -> ClusterStatus:
+        snapshot = await self._store.snapshot()
+        try:
+            found = await _node_records(snapshot)
+            partitions: Counter[str] = Counter()
+            for _, entry in await snapshot.range(PARTITION, prefix_end(PARTITION)):
+                holders = records.decode_partition(entry.value).holders
+                partitions.update(holder.name for holder in holders)
+            sessions = await snapshot.range(SESSION, prefix_end(SESSION))
+            repairs = await snapshot.range(REPAIR, prefix_end(REPAIR))
+        finally:
+            await snapshot.close()
+        async with asyncio.TaskGroup() as group:
+            probes = [group.create_task(self._probe(record)) for record in found]
+        errors = [probe.result() for probe in probes]
+        return ClusterStatus(
+            url=self._location.url,
+            identity=self._record.identity.hex(),
+            created=self._record.created_s,
+            replicas=self._record.replicas,
+            chunk_size=self._record.chunk_bytes,
+            revision=snapshot.revision,
+            sessions=len(sessions),
+            repairs=len(repairs),
+            nodes=tuple(
+                NodeStatus(
+                    name=record.name,
+                    zone=record.zone,
+                    weight=record.weight,
+                    path=self._location.node_path(record.path),
+                    address=record.address,
+                    incarnation=record.incarnation,
+                    partitions=partitions[record.name],
+                    up=not error,
+                    error=error,
+                )
+                for record, error in zip(found, errors, strict=True)
+            ),
+        )
+
+    def _open_node(self, record: NodeRecord) -> Node:
+        return open_node(record, self._record.identity, self._env, self._location.directory)
+
+    async def _probe(self, record: NodeRecord) -> str:
+        """Why the node does not serve; "" when it does."""
+        node = self._open_node(record)
+        wanted = Identity(self._record.identity, record.name, record.incarnation)
+        try:
+            async with asyncio.timeout(PROBE_S):
+                found = await node.identity()
+        except TimeoutError:
+            return f"no answer within {PROBE_S} s"
+        except (RingholdError, OSError) as error:
+            return str(error)
+        finally:
+            await node.close()
+        if found is None:
+            return "no cluster has adopted it"
+        return "" if found == wanted else f"it is {found}, not {wanted}"
+
+    async def replace_node(self, name: str, path: str | None, address: str | None) -> None:
+        """Brings an empty directory or daemon into service in place of the node `name`.
+
+        One commit gives it a new incarnation in the node's record and in every partition it
+        holds, so copies that the old one acknowledged do not count any more.
+        """
+        before = await self._node_record(name)
+        given = NodeSpec(name, path, address, before.weight, before.zone)
+        after = self._successor(before, check_spec(given))
+        node = self._open_node(after)
+        try:
+            await node.adopt(Identity(self._record.identity, name, after.incarnation))
+        finally:
+            await node.close()
+
+        async def rewrite(view: View) -> None:
+            entry = await view.get(node_key(name.encode()))
+            if entry is None or records.decode_node(entry.value) != before:
+                raise InvalidInput(f"node {name!r} was replaced by somebody else meanwhile")
+            view.put(node_key(name.encode()), records.encode(after))
+            keys = [partition_key(number) for number in range(PARTITIONS)]
+            for key, found in zip(keys, await view.get_many(keys), strict=True):
+                if found is None:
+                    continue
+                partition = records.decode_partition(found.value)
+                holders = tuple(
+                    Holder(name, after.incarnation) if holder.name == name else holder
+                    for holder in partition.holders
+                )
+                if holders != partition.holders:
+                    view.put(key, records.encode(records.PartitionRecord(holders)))
+
+        await transact(self._store, self._env, rewrite)
+
+    def _successor(self, before: NodeRecord, given: NodeSpec) -> NodeRecord:
+        incarnation = before.incarnation + 1
+        if given.path is None and given.address is None:
+            return NodeRecord(
+                before.name,
+                incarnation,
+                before.path,
+                before.address,
+                before.weight,
+                before.zone,
+            )
+        return node_record(self._location, given, incarnation)
+
+    async def _node_record(self, name: str) -> NodeRecord:
+        if not isinstance(name, str):
+            raise TypeError(f"a node's name must be str, not {type(name).__name__}")
+        snapshot = await self._store.snapshot()
+        try:
+            found = {record.name: record for record in await _node_records(snapshot)}
+        finally:
+            await snapshot.close()
+        if name not in found:
+            raise InvalidInput(f"there is no node {name!r}; there are {', '.join(found)}")
+        return found[name]
+
+
+async def _node_records(snapshot: Snapshot) -> list[NodeRecord]:
+    found = await snapshot.range(NODE, prefix_end(NODE))
+    return sorted(
+        (records.decode_node(entry.value) for _, entry in found), key=lambda record: record.name
+    )

@@ -1,0 +1,232 @@
+"""How a cluster is made: everything that can fail first, then one commit that makes it one.
+
+Guarantees: a cluster whose creation did not come to its end is never opened, and creating it
+again goes on where the first one stopped. Of several creators at once one makes the cluster.
+
+Key M written in the last commit is what makes a store a cluster. Before it there is a draft with
+the cluster's identity, since nodes adopted under one identity refuse another, and with the
+creator's session, by which others see whether it still lives.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+
+import msgspec
+
+from ringhold.assembly.location import Found, Location, look, make_directory
+from ringhold.assembly.plan import Plan
+from ringhold.env import Env
+from ringhold.errors import Conflict
+from ringhold.files.metadata import first_records
+from ringhold.locks.session import Session
+from ringhold.nodes import records
+from ringhold.nodes.base import Identity
+from ringhold.nodes.pool import open_node
+from ringhold.nodes.records import ClusterRecord, NodeRecord
+from ringhold.store.base import Absent, Put, Store, Unchanged
+from ringhold.store.keyspace import CLUSTER, node_key, partition_key, session_key
+from ringhold.store.memory import open_memory_store
+from ringhold.store.repeat import commit_sure
+from ringhold.store.sqlite import open_sqlite_store
+
+logger = logging.getLogger("ringhold")
+
+IDENTITY_BYTES = 16
+WAIT_POLL_S = 0.02
+WAIT_FOR_STORE_S = 2.0
+DRAFT = CLUSTER + b"draft"
+
+
+class DraftRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Key M…draft: a cluster that `session` is making."""
+
+    identity: bytes
+    session: bytes
+
+
+decode_draft = msgspec.msgpack.Decoder(DraftRecord).decode
+
+
+async def open_store(location: Location, env: Env, *, create: bool) -> Store:
+    if location.directory is None:
+        return await open_memory_store(location.memory, env, create=create)
+    return await open_sqlite_store(location.directory, env, create=create)
+
+
+async def cluster_record(store: Store) -> ClusterRecord | None:
+    """The cluster in `store`, None when its creation has not come to its end."""
+    snapshot = await store.snapshot()
+    try:
+        entry = await snapshot.get(CLUSTER)
+    finally:
+        await snapshot.close()
+    return None if entry is None else records.decode_cluster(entry.value)
+
+
+def exists(location: Location) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "there is a cluster already", location.url)
+
+
+async def create_store(location: Location, env: Env) -> Store:
+    """The store of a cluster to be made, new or left by a creation that stopped halfway.
+
+    FileExistsError when there is a cluster, or a directory with anything else in it.
+    """
+    if location.directory is not None:
+        found = await look(env, location.directory)
+        if found is Found.FOREIGN:
+            raise FileExistsError(
+                errno.EEXIST,
+                "the directory is not empty and holds no cluster",
+                location.directory,
+            )
+        if found is Found.MISSING:
+            await make_directory(env, location.directory)
+    try:
+        return await open_store(location, env, create=True)
+    except FileExistsError:
+        store = await open_store(location, env, create=False)
+    try:
+        if await cluster_record(store) is not None:
+            raise exists(location)
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+async def make_cluster(
+    location: Location, env: Env, store: Store, session: Session, plan: Plan
+) -> ClusterRecord:
+    """Makes `store` the store of a new cluster. FileExistsError when somebody else did."""
+    draft, revision = await _draft(location, env, store, session)
+    for record in plan.nodes:
+        await _make_parent(location, env, record)
+        node = open_node(record, draft.identity, env, location.directory)
+        try:
+            await node.adopt(Identity(draft.identity, record.name, record.incarnation))
+        finally:
+            await node.close()
+    made = ClusterRecord(draft.identity, plan.replicas, plan.chunk_bytes, env.clock.wall())
+    puts = [Put(CLUSTER, records.encode(made))]
+    puts += [Put(node_key(record.name.encode()), records.encode(record)) for record in plan.nodes]
+    # The file system's root belongs to whoever makes the cluster.
+    puts += first_records(int(made.created_s * 1e9), os.getuid(), os.getgid())
+    puts += [
+        Put(partition_key(number), records.encode(partition))
+        for number, partition in enumerate(plan.partitions)
+    ]
+    try:
+        await commit_sure(
+            store,
+            env,
+            compares=[Absent(CLUSTER), Unchanged(DRAFT, revision)],
+            puts=puts,
+            deletes=[DRAFT],
+        )
+    except Conflict:
+        raise exists(location) from None
+    return made
+
+
+async def _make_parent(location: Location, env: Env, record: NodeRecord) -> None:
+    """The folder of the nodes inside; one outside must have its parent, or a disk is missing."""
+    if location.directory is None or record.path != location.node_inside(record.name):
+        return
+    try:
+        await env.disk.mkdir(os.path.dirname(os.path.join(location.directory, record.path)))
+    except FileExistsError:
+        return
+
+
+async def _draft(
+    location: Location, env: Env, store: Store, session: Session
+) -> tuple[DraftRecord, int]:
+    """Claims the making of the cluster: the draft, and the revision it was claimed at."""
+    state = await session.ensure()
+    await store.expire_leases()
+    snapshot = await store.snapshot()
+    try:
+        found = await snapshot.get(DRAFT)
+        identity = env.random_bytes(IDENTITY_BYTES)
+        if found is not None:
+            before = decode_draft(found.value)
+            if await snapshot.get(session_key(before.session)) is not None:
+                raise FileExistsError(
+                    errno.EEXIST, "another process is creating this cluster", location.url
+                )
+            identity = before.identity
+            logger.info("taking up the creation of the cluster %s again", location.url)
+    finally:
+        await snapshot.close()
+    draft = DraftRecord(identity, state.id)
+    claimed = Absent(DRAFT) if found is None else Unchanged(DRAFT, found.revision)
+    try:
+        revision = await commit_sure(
+            store,
+            env,
+            compares=[Absent(CLUSTER), claimed],
+            puts=[Put(DRAFT, records.encode(draft))],
+        )
+    except Conflict:
+        raise FileExistsError(
+            errno.EEXIST, "another process is creating this cluster", location.url
+        ) from None
+    return draft, revision
+
+
+async def open_existing(location: Location, env: Env) -> tuple[Store, ClusterRecord]:
+    """The store of a cluster, and its record; waits for one that is being made right now.
+
+    FileNotFoundError when there is none, or when its creation was never finished.
+    """
+    store = await _wait_for_store(location, env)
+    try:
+        return store, await _wait_for_record(location, env, store)
+    except BaseException:
+        await store.close()
+        raise
+
+
+async def _wait_for_store(location: Location, env: Env) -> Store:
+    deadline_ns = env.clock.monotonic_ns() + int(WAIT_FOR_STORE_S * 1e9)
+    while True:
+        try:
+            return await open_store(location, env, create=False)
+        except FileNotFoundError:
+            # Its directory is there: another process may be about to make the store.
+            if location.directory is None or env.clock.monotonic_ns() >= deadline_ns:
+                raise
+        await env.sleep(WAIT_POLL_S)
+
+
+async def _wait_for_record(location: Location, env: Env, store: Store) -> ClusterRecord:
+    deadline_ns = env.clock.monotonic_ns() + int(WAIT_FOR_STORE_S * 1e9)
+    while True:
+        record = await cluster_record(store)
+        if record is not None:
+            return record
+        await store.expire_leases()
+        if env.clock.monotonic_ns() >= deadline_ns and not await _being_made(store):
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the creation of this cluster was never finished; create it again to finish it",
+                location.url,
+            )
+        await env.sleep(WAIT_POLL_S)
+
+
+async def _being_made(store: Store) -> bool:
+    snapshot = await store.snapshot()
+    try:
+        if await snapshot.get(CLUSTER) is not None:
+            return True
+        draft = await snapshot.get(DRAFT)
+        if draft is None:
+            return False
+        return await snapshot.get(session_key(decode_draft(draft.value).session)) is not None
+    finally:
+        await snapshot.close()

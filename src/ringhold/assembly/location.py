@@ -1,0 +1,126 @@
+"""Where a cluster lies: what a URL names, and what is found there before anything is opened."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from ringhold.env import Env
+from ringhold.errors import InvalidInput
+
+# A freshly made file system has its own directory for lost files.
+_FOUND_IN_EMPTY = "lost+found"
+_STORE = "store"
+_NODES = "nodes"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """`directory` is absolute for an embedded cluster and None for one in memory."""
+
+    url: str
+    directory: str | None
+    memory: str = ""
+
+    def node_inside(self, name: str) -> str:
+        """Where a node without a place of its own is kept, as its record says it."""
+        return f"{self.url}/{name}" if self.directory is None else f"{_NODES}/{name}"
+
+    def node_path(self, path: str | None) -> str | None:
+        """The absolute path of a node's directory; a relative one starts at the cluster's."""
+        if path is None or self.directory is None:
+            return path
+        return os.path.join(self.directory, path)
+
+
+class Found(enum.Enum):
+    """What stands where a cluster could be."""
+
+    MISSING = "missing"
+    EMPTY = "empty"
+    CLUSTER = "cluster"
+    FOREIGN = "foreign"
+
+
+def parse_url(url: str | os.PathLike[str]) -> Location:
+    """The place `url` names. TypeError, or InvalidInput for what this build cannot open."""
+    text = os.fspath(url)
+    if not isinstance(text, str):
+        raise TypeError(f"a cluster's URL must be str or a path, not {type(url).__name__}")
+    if not text or "\0" in text:
+        raise InvalidInput(f"{text!r} is neither a directory nor a cluster's URL")
+    scheme, separator, rest = text.partition("://")
+    if not separator or isinstance(url, os.PathLike):
+        return _directory(text)
+    match scheme:
+        case "file":
+            return _directory(_file_path(text))
+        case "memory":
+            if not rest:
+                raise InvalidInput("a memory cluster needs a name: memory://name")
+            return Location(text, None, rest)
+        case "etcd" | "etcds":
+            raise InvalidInput(
+                f"{text!r}: this version of Ringhold has no etcd engine; open a directory"
+            )
+    raise InvalidInput(
+        f"{text!r}: unknown scheme {scheme!r}; use a directory, file:// or memory://"
+    )
+
+
+def _file_path(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise InvalidInput(f"{url!r} must name an absolute path of this host: file:///path")
+    if parts.query or parts.fragment:
+        raise InvalidInput(f"{url!r} must not have a query or fragment; write %3F and %23")
+    return unquote(parts.path, errors="surrogateescape")
+
+
+def _directory(path: str) -> Location:
+    absolute = os.path.abspath(path)
+    return Location(absolute, absolute)
+
+
+async def look(env: Env, directory: str) -> Found:
+    """What `directory` holds. NotADirectoryError when it is something else."""
+    try:
+        names = await env.disk.listdir(directory)
+    except FileNotFoundError:
+        return Found.MISSING
+    if _STORE in names:
+        return Found.CLUSTER
+    return Found.FOREIGN if any(name != _FOUND_IN_EMPTY for name in names) else Found.EMPTY
+
+
+async def make_directory(env: Env, directory: str) -> None:
+    """Makes `directory` so that nobody ever sees it empty. FileExistsError if it is there.
+
+    An empty directory means an unmounted disk to whoever opens it, so it appears by a rename,
+    together with the folder that says that a cluster is being made there.
+    """
+    parent, name = os.path.split(directory)
+    draft = os.path.join(parent, f".{name}.{env.random_bytes(6).hex()}")
+    disk = env.disk
+    await disk.mkdir(draft, mode=0o700)
+    await disk.mkdir(os.path.join(draft, _STORE), mode=0o700)
+    try:
+        await disk.rename(draft, directory, source_fd=None, target_fd=None)
+    except OSError as error:
+        await env.blocking(_remove_draft, draft)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, "somebody else made it", directory) from error
+        raise
+    parent_fd = await disk.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        await disk.fsync_dir(parent_fd)
+    finally:
+        await disk.close(parent_fd)
+
+
+def _remove_draft(draft: str) -> None:
+    os.rmdir(os.path.join(draft, _STORE))
+    os.rmdir(draft)

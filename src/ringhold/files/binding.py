@@ -1,0 +1,160 @@
+"""What lies under the fsspec face: which cluster it is of, and where its operations run.
+
+An instance belongs to an open cluster, or finds one by URL; what makes an equal one elsewhere
+is that URL. Each operation runs on the cluster's loop: alone, in the file transaction that the
+calling thread or task is in, or in the transaction of the cluster that the instance is bound to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar, TypeVar
+
+from fsspec.asyn import AsyncFileSystem  # type: ignore[import-untyped]
+from fsspec.utils import stringify_path  # type: ignore[import-untyped]
+
+from ringhold.bridge import Bridge
+from ringhold.errors import InvalidInput
+from ringhold.files.core import FileCore, ViewSource, alone
+from ringhold.files.paths import Parts, split_path
+from ringhold.files.scope import running_on
+from ringhold.store.view import View
+from ringhold.types import decode_name
+
+T = TypeVar("T")
+ClusterOpener = Callable[[str], tuple[FileCore, Bridge]]
+
+FILES_AT_ONCE = 16
+"""How many files put, get and the like move at once; each may have several chunks in memory."""
+
+_opener: list[ClusterOpener] = []
+
+
+def set_cluster_opener(opener: ClusterOpener) -> None:
+    """Tells how a cluster is reached by its URL: one per URL and process, never created."""
+    _opener[:] = [opener]
+
+
+def _open_cluster(url: str | None) -> tuple[FileCore, Bridge]:
+    url = url or os.environ.get("RINGHOLD_CLUSTER")
+    if not url:
+        raise InvalidInput(
+            'which cluster? Give storage_options={"cluster": URL} or set RINGHOLD_CLUSTER'
+        )
+    if not _opener:
+        importlib.import_module("ringhold.cluster")
+    return _opener[0](url)
+
+
+def _reopen(kind: type[ClusterFileSystem], options: dict[str, Any]) -> ClusterFileSystem:
+    return kind(**options)
+
+
+class ClusterFileSystem(AsyncFileSystem):  # type: ignore[misc]
+    """The part of an fsspec file system that all its calls rest on."""
+
+    protocol: ClassVar[str] = "ringhold"
+    root_marker = "/"
+    mirror_sync_methods = False
+
+    def __init__(
+        self,
+        cluster: str | None = None,
+        *,
+        auto_mkdir: bool = True,
+        core: FileCore | None = None,
+        bridge: Bridge | None = None,
+        view: Callable[[], View] | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ):
+        if core is None or bridge is None:
+            core, bridge = _open_cluster(cluster)
+        super().__init__(
+            asynchronous=asynchronous,
+            loop=bridge.loop,
+            batch_size=batch_size or FILES_AT_ONCE,
+            **options,
+        )
+        self.auto_mkdir = auto_mkdir
+        self.cluster = cluster
+        self.core = core
+        self._bridge = bridge
+        self._bound_view = view
+
+    # -- fsspec's bookkeeping -------------------------------------------------------------
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """What makes an equal file system in another process."""
+        options: dict[str, Any] = {"cluster": self.cluster}
+        if not self.auto_mkdir:
+            options["auto_mkdir"] = False
+        if self.asynchronous:
+            options["asynchronous"] = True
+        return options
+
+    @storage_options.setter
+    def storage_options(self, options: dict[str, Any]) -> None:
+        """fsspec stores the constructor's arguments here; some of them never leave the process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._bound_view is not None:
+            raise TypeError("the file system of a transaction cannot be pickled")
+        return _reopen, (type(self), self.storage_options)
+
+    @property
+    def fsid(self) -> str:
+        return f"ringhold_{self.core.cluster.identity.hex()}"
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(each) for each in path]
+        path = stringify_path(path)
+        if isinstance(path, bytes):
+            path = decode_name(path)
+        if not isinstance(path, str):
+            raise TypeError(f"a path must be str or bytes, not {type(path).__name__}")
+        for prefix in (f"{cls.protocol}://", f"{cls.protocol}::"):
+            path = path.removeprefix(prefix)
+        return "/" + "/".join(name for name in path.split("/") if name)
+
+    def _parts(self, path: Any) -> Parts:
+        return split_path(self._strip_protocol(path))
+
+    def invalidate_cache(self, path: Any = None) -> None:
+        """Does nothing, since nothing is cached."""
+
+    # -- where an operation runs ----------------------------------------------------------
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._bridge.run(coroutine)
+
+    async def hop(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return await self._bridge.hop(coroutine)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether this file system belongs to a transaction of the cluster."""
+        return self._bound_view is not None
+
+    def _view(self) -> View | None:
+        """The view of the transaction the caller is in; None outside of one."""
+        if self._bound_view is not None:
+            return self._bound_view()
+        running = running_on(self.core)
+        return None if running is None else running.view()
+
+    def _source(self, *, write: bool) -> ViewSource:
+        """As `_view`, for a file that is opened now and used later."""
+        if self._bound_view is not None:
+            return self._bound_view
+        running = running_on(self.core)
+        if running is None:
+            return alone
+        return running.view if write else running.view_or_alone

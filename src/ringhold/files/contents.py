@@ -1,0 +1,154 @@
+"""What a file is about to contain, and the part of its commit that makes it so.
+
+`Contents` is built outside any view: its chunks already lie, durable, on the nodes. Putting it
+into a view adds the manifest (X, C), a repair record (K) for every run with copies short, and
+the compares that keep it true:
+
+- the partition's record is the one the chunks were placed by, so copies on a node that was
+  replaced meanwhile are never counted (`PartitionMoved` says so before the commit does);
+- the session that made the run ids is alive, which is what lets `gc` call a chunk without a
+  record and without a session an orphan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ringhold.errors import SessionExpired
+from ringhold.files import records
+from ringhold.files.records import (
+    ChunkRecord,
+    Extent,
+    Extents,
+    RepairRecord,
+    RunRecord,
+)
+from ringhold.nodes.records import Holder, PartitionRecord
+from ringhold.store import keyspace
+from ringhold.store.base import Born, Unchanged
+from ringhold.store.view import View
+
+
+class SessionState(Protocol):
+    """What files need of a session: who it is, that it lives, and ids that never repeat."""
+
+    @property
+    def id(self) -> bytes: ...
+
+    @property
+    def born(self) -> Born: ...
+
+    def next_id(self) -> bytes: ...
+
+
+class PartitionMoved(Exception):
+    """The holders of `run`'s partition changed since its chunks were placed."""
+
+    def __init__(self, run: StagedRun):
+        super().__init__(f"partition {run.partition} has new holders")
+        self.run = run
+
+
+@dataclass(slots=True)
+class StagedChunk:
+    """A chunk on its nodes: `holders` are those that acknowledged it."""
+
+    record: ChunkRecord
+    holders: list[Holder]
+
+
+@dataclass(slots=True)
+class StagedRun:
+    """A run whose chunks are placed and that no commit names yet.
+
+    `table` and `table_revision` are the partition's record as it was when they were placed.
+    """
+
+    run: bytes
+    session: SessionState
+    partition: int
+    replicas: int
+    table: PartitionRecord
+    table_revision: int
+    chunks: list[StagedChunk] = field(default_factory=list)
+
+    def short_copies(self) -> tuple[int, list[tuple[int, str]]]:
+        """The copies of the chunk that has fewest, and every (chunk, node) without one."""
+        fewest = self.replicas
+        missing: list[tuple[int, str]] = []
+        for number, chunk in enumerate(self.chunks):
+            wanted = self.table.for_chunk(number, self.replicas)
+            lacking = [holder.name for holder in wanted if holder not in chunk.holders]
+            missing += [(number, name) for name in lacking]
+            copies = len(wanted) - len(lacking)
+            fewest = min(fewest, copies)
+        return fewest, missing
+
+    def record(self) -> RunRecord:
+        return RunRecord(
+            self.partition, self.replicas, tuple(chunk.record for chunk in self.chunks)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The whole contents of a file: `inline`, or `data` with runs of `block_bytes` each."""
+
+    size: int
+    inline: bytes | None = None
+    data: bytes | None = None
+    block_bytes: int = 0
+    runs: tuple[StagedRun, ...] = ()
+
+    async def put(self, view: View) -> None:
+        """Adds manifest and compares to `view`. PartitionMoved, SessionExpired: nothing added."""
+        if self.data is None:
+            return
+        await self._check(view)
+        for block, run in enumerate(self.runs):
+            extents = extents_of_run(run, block * self.block_bytes)
+            view.put(keyspace.extents_key(self.data, block), records.encode(extents))
+            view.put(keyspace.run_key(run.run), records.encode(run.record()))
+            view.require(run.session.born)
+            view.require(Unchanged(keyspace.partition_key(run.partition), run.table_revision))
+            fewest, missing = run.short_copies()
+            if missing:
+                key = keyspace.repair_key(fewest, run.run)
+                view.put(key, records.encode(RepairRecord(tuple(missing))))
+
+    async def _check(self, view: View) -> None:
+        """Tells early, and by name, what the commit's compares would refuse."""
+        keys: list[bytes] = [run.session.born.key for run in self.runs]
+        keys += [keyspace.partition_key(run.partition) for run in self.runs]
+        found = await view.peek_many(keys)
+        for run, session, table in zip(
+            self.runs, found[: len(self.runs)], found[len(self.runs) :], strict=True
+        ):
+            # An older snapshot (a transaction's) may show less than what is known already.
+            gone = session is None and view.revision >= run.session.born.revision
+            if gone or (session is not None and session.created > run.session.born.revision):
+                raise SessionExpired(
+                    "the session that wrote the file's chunks is gone: write it again",
+                    session=run.session.id,
+                )
+            if table is None or table.revision > run.table_revision:
+                raise PartitionMoved(run)
+
+
+def extents_of_run(run: StagedRun, file_offset: int) -> Extents:
+    extents: list[Extent] = []
+    for number, chunk in enumerate(run.chunks):
+        extents.append(Extent(file_offset, chunk.record.length, run.run, number))
+        file_offset += chunk.record.length
+    return Extents(tuple(extents))
+
+
+def no_contents() -> Contents:
+    return Contents(0, inline=b"")
+
+
+def inline_contents(parts: Sequence[bytes | bytearray | memoryview]) -> Contents:
+    data = b"".join(parts)
+    return Contents(len(data), inline=data)

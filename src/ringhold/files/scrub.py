@@ -1,0 +1,125 @@
+"""Reading back every byte of every copy, and mending what is not what was written.
+
+Each node reads and checks its own files, so nothing but verdicts crosses the wire. A file that
+is whole in itself and still the wrong one is found by comparing the digest in its header with
+the manifest's. A bad copy is replaced from a good one; the node keeps the bad file aside.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ringhold.errors import Closed, Corrupt, RingholdError
+from ringhold.files.place import ChunkRef, Placement
+from ringhold.files.records import RunRecord
+from ringhold.files.repair import Gap, Restorer, due_chunks
+from ringhold.files.survey import NODES_AT_ONCE, Progress, live_runs, no_progress, tables_now
+from ringhold.files.tasks import for_each
+from ringhold.nodes.base import ChunkState, Node
+from ringhold.nodes.chunk_file import verify_part
+from ringhold.nodes.records import Holder
+from ringhold.store.base import Store
+
+logger = logging.getLogger("ringhold")
+
+CHUNKS_PER_REQUEST = 16
+RUNS_PER_ROUND = 500
+
+
+@dataclass(slots=True)
+class ScrubReport:
+    """What `scrub` found. `checked` counts copies; `damaged` and `missing` name chunk and node,
+    `mended` counts those made good again; `failed` and `lost` as for `repair`."""
+
+    checked: int = 0
+    bytes: int = 0
+    damaged: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    mended: int = 0
+    failed: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every copy was read and found good."""
+        return not (self.damaged or self.missing or self.unreachable)
+
+
+class Scrubber:
+    """One pass over all chunks."""
+
+    def __init__(self, store: Store, placement: Placement, progress: Progress = no_progress):
+        self._store = store
+        self._placement = placement
+        self._progress = progress
+        self._restorer = Restorer(placement)
+        self._total = 0
+        self.report = ScrubReport()
+
+    async def scrub(self) -> ScrubReport:
+        runs = [run async for run in live_runs(self._store)]
+        self._total = sum(len(record.chunks) * record.replicas for _, record in runs)
+        for start in range(0, len(runs), RUNS_PER_ROUND):
+            await self._scrub_runs(runs[start : start + RUNS_PER_ROUND])
+        report = self.report
+        report.mended = self._restorer.restored
+        report.failed = sorted(set(self._restorer.failed))
+        report.lost = sorted(set(self._restorer.lost))
+        report.unreachable = sorted(set(report.unreachable))
+        return report
+
+    async def _scrub_runs(self, runs: Sequence[tuple[bytes, RunRecord]]) -> None:
+        due = due_chunks(runs, await tables_now(self._store))
+        holders = sorted(due, key=lambda holder: (holder.name, holder.incarnation))
+        bad: dict[ChunkRef, list[Holder]] = {}
+
+        async def look(holder: Holder) -> None:
+            for ref in await self._scrub_node(holder, due[holder]):
+                bad.setdefault(ref, []).append(holder)
+
+        await for_each(holders, look, at_once=NODES_AT_ONCE)
+        gaps = [
+            Gap(ref, ref.replicas - len(holders), tuple(holders)) for ref, holders in bad.items()
+        ]
+        gaps.sort(key=lambda gap: (gap.copies, gap.ref.chunk))
+        await for_each(gaps, self._restorer.restore, at_once=NODES_AT_ONCE)
+
+    async def _scrub_node(self, holder: Holder, refs: Sequence[ChunkRef]) -> list[ChunkRef]:
+        """The chunks of which this node's copy is missing or not what the manifest says."""
+        bad: list[ChunkRef] = []
+        try:
+            node = await self._placement.node(holder)
+            for start in range(0, len(refs), CHUNKS_PER_REQUEST):
+                batch = refs[start : start + CHUNKS_PER_REQUEST]
+                states = await node.verify([ref.chunk for ref in batch])
+                for ref, state in zip(batch, states, strict=True):
+                    if not await self._is_good(node, ref, state):
+                        bad.append(ref)
+                    self.report.checked += 1
+                    self.report.bytes += ref.length
+                self._progress(self.report.checked, self._total)
+        except Closed:
+            raise
+        except (RingholdError, OSError) as error:
+            logger.warning("node %s cannot be scrubbed: %s", holder.name, error)
+            self.report.unreachable.append(holder.name)
+        return bad
+
+    async def _is_good(self, node: Node, ref: ChunkRef, state: ChunkState) -> bool:
+        where = f"{ref.chunk} on {node.name}"
+        if state is ChunkState.GOOD:
+            try:
+                verify_part(await node.get(ref.chunk, 0, 0), ref.chunk, ref.digest, ref.length)
+                return True
+            except (Corrupt, FileNotFoundError) as error:
+                logger.warning("chunk %s is not the one of the manifest: %s", where, error)
+                state = ChunkState.DAMAGED
+        if state is ChunkState.MISSING:
+            self.report.missing.append(where)
+        else:
+            self.report.damaged.append(where)
+        logger.warning("chunk %s is %s", where, state.value)
+        return False

@@ -1,0 +1,250 @@
+"""Files open for writing, as Python's `io` knows them, and their counterpart for coroutines.
+
+A file is published by `close`, whole. Leaving its ``with`` block by an exception discards it,
+and so does the garbage collector, with a ResourceWarning: what nobody closed, nobody finished.
+The layers that `open` may put around it, text and compression, keep that promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import warnings
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from ringhold.env import Buffer
+from ringhold.files.readfile import Runner
+from ringhold.files.write import FileWriter
+
+PENDING_BYTES_MAX = 256 << 10
+
+
+class WriteFile(io.RawIOBase):
+    """A file being written; see the module for when it becomes visible."""
+
+    def __init__(self, fs: Any, writer: FileWriter, runner: Runner, mode: str):
+        super().__init__()
+        self.fs = fs
+        self.path = writer.path
+        self.mode = mode
+        self._writer = writer
+        self._runner = runner
+        self._pending = bytearray()
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._writer.size + len(self._pending)
+
+    @property
+    def loc(self) -> int:
+        return self.tell()
+
+    def write(self, data: Buffer, /) -> int:  # type: ignore[override]
+        """Takes all of `data`; returns its length in bytes."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        length = memoryview(data).nbytes
+        # A trip to the loop costs more than a small copy.
+        if length < PENDING_BYTES_MAX:
+            self._pending += data
+            if len(self._pending) < PENDING_BYTES_MAX:
+                return length
+            data, self._pending = self._pending, bytearray()
+        self._runner.run(self._write(data))
+        return length
+
+    async def _write(self, data: Buffer) -> None:
+        if self._pending:
+            pending, self._pending = self._pending, bytearray()
+            await self._writer.write(pending)
+        await self._writer.write(data)
+
+    def flush(self) -> None:
+        """Does nothing: a file becomes durable and visible at once, by `close`."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+
+    def close(self) -> None:
+        """Publishes the file."""
+        if not self.closed:
+            self._end(self._publish())
+
+    async def _publish(self) -> None:
+        if self._pending:
+            pending, self._pending = self._pending, bytearray()
+            await self._writer.write(pending)
+        await self._writer.close()
+
+    def discard(self) -> None:
+        """Ends the file without publishing it."""
+        if not self.closed:
+            self._end(self._writer.discard())
+
+    def commit(self) -> None:
+        """As `close`; fsspec's name for it."""
+        self.close()
+
+    def _end(self, ending: Coroutine[Any, Any, None]) -> None:
+        super().close()
+        self._runner.run(ending)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def __del__(self) -> None:
+        if not self.closed:
+            super().close()
+            _collected(self, self._writer, self._runner)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(f"{self.path} is open for writing and cannot be pickled")
+
+
+def _collected(file: object, writer: FileWriter, runner: Runner) -> None:
+    """Discards what was never closed. Runs on any thread: it may not wait for the loop."""
+    if not writer.open:
+        return
+    if runner.loop.is_running():
+        runner.loop.call_soon_threadsafe(_start_discard, writer)
+    warnings.warn(
+        f"{writer.path} was opened for writing and never closed: nothing of it was kept",
+        ResourceWarning,
+        stacklevel=3,
+        source=file,
+    )
+
+
+_discards: dict[asyncio.Task[None], None] = {}
+
+
+def _start_discard(writer: FileWriter) -> None:
+    task = asyncio.ensure_future(writer.discard())
+    _discards[task] = None
+    task.add_done_callback(lambda task: _discards.pop(task, None))
+
+
+class TextFile(io.TextIOWrapper):
+    """Text over an open file; an exception discards what is being written."""
+
+    def __init__(self, buffer: Any, **options: Any):
+        super().__init__(buffer, **options)
+        self._binary = buffer
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None and self._binary.writable():
+            self._binary.discard()
+        else:
+            self.close()
+
+    def __del__(self) -> None:
+        # TextIOWrapper closes its buffer when it is collected, which would publish it.
+        if not self._binary.closed and self._binary.writable():
+            self._binary.__del__()
+
+
+class CompressedFile(io.RawIOBase):
+    """What compresses into an open file, and that file: ended together."""
+
+    def __init__(self, compressor: Any, file: WriteFile):
+        super().__init__()
+        self._compressor = compressor
+        self._file = file
+        self.path = file.path
+        self.mode = file.mode
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer, /) -> int:  # type: ignore[override]
+        self._compressor.write(data)
+        return memoryview(data).nbytes
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            try:
+                self._compressor.close()
+            except BaseException:
+                self._file.discard()
+                raise
+            self._file.close()
+
+    def discard(self) -> None:
+        if not self.closed:
+            super().close()
+            self._file.discard()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def __del__(self) -> None:
+        if not self.closed:
+            super().close()
+            self._file.__del__()
+
+
+class AsyncWriteFile:
+    """A file being written, on any loop; not for two tasks at once."""
+
+    def __init__(self, writer: FileWriter, runner: Runner):
+        self.path = writer.path
+        self._writer = writer
+        self._runner = runner
+
+    def tell(self) -> int:
+        return self._writer.size
+
+    async def write(self, data: Buffer) -> int:
+        await self._runner.hop(self._writer.write(data))
+        return memoryview(data).nbytes
+
+    async def close(self) -> None:
+        """Publishes the file."""
+        await self._runner.hop(self._writer.close())
+
+    async def discard(self) -> None:
+        """Ends the file without publishing it."""
+        await self._runner.hop(self._writer.discard())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await (self.close() if kind is None else self.discard())
+
+    def __del__(self) -> None:
+        _collected(self, self._writer, self._runner)

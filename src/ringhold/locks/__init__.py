@@ -1,0 +1,1 @@
+"""Sessions and leased locks with fencing tokens."""

@@ -1,0 +1,271 @@
+"""The session of an open cluster: one lease that locks, files and transactions hang on.
+
+Guarantees: a session's id is drawn at random and never used again. A session that was once
+found expired stays expired, in every thread; whatever was bound to it is lost, and the next
+operation opens a new one. The deadline counts from the moment a renewal was *sent*, on the clock
+that runs on while the machine sleeps, less a margin; it therefore passes before the store can
+end the lease, and is judged where it matters (`SessionState.check`), since after a pause of the
+process user code may run before any timer.
+
+Not guaranteed: that `check` is still true a moment later. What must hold compares
+`SessionState.born` in its commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from ringhold.env import Env, finish, process_id
+from ringhold.errors import Closed, InvalidInput, RingholdError, SessionExpired
+from ringhold.store.base import Born, Put, Store
+from ringhold.store.keyspace import session_key
+from ringhold.store.repeat import commit_sure
+
+logger = logging.getLogger("ringhold")
+
+SESSION_BYTES = 12
+COUNTER_END = 1 << 32
+TTL_S_MIN = 1.0
+TTL_S_MAX = 86_400.0
+RETRY_PAUSE_S = 0.1
+PAUSE_S_MAX = 0.5
+"""Timers stand still while the machine sleeps, the deadline does not: look at the clock often."""
+
+
+class SessionRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Key S<session>: who opened it, for people; nothing is decided by it."""
+
+    pid: int
+    host: str
+    opened_s: float
+
+
+encode_record = msgspec.msgpack.Encoder().encode
+decode_record = msgspec.msgpack.Decoder(SessionRecord).decode
+
+
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    ttl_ns: int
+    margin_ns: int
+
+    def deadline_ns(self, sent_ns: int) -> int:
+        return sent_ns + self.ttl_ns - self.margin_ns
+
+
+class SessionState:
+    """One session. `born` is the compare that it is alive; `next_id` gives ids never reused."""
+
+    def __init__(
+        self,
+        session_id: bytes,
+        born: Born,
+        record: SessionRecord,
+        env: Env,
+        timing: _Timing,
+        sent_ns: int,
+    ):
+        self.id = session_id
+        self.born = born
+        self.record = record
+        self._env = env
+        self._timing = timing
+        self._deadline_ns = timing.deadline_ns(sent_ns)
+        self._lost = False
+        self._counter = 0
+        self._on_loss: dict[object, Callable[[], None]] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def deadline_ns(self) -> int:
+        """On `Clock.boottime_ns`; the session counts as expired from then on."""
+        return self._deadline_ns
+
+    @property
+    def expired(self) -> bool:
+        """Whether the session is lost; once true it stays true. Callable from any thread."""
+        # The flag goes first and is never taken back: a renewal that raises the deadline at
+        # this very moment must not revive what another thread was just told is lost.
+        if not self._lost and self._env.clock.boottime_ns() >= self._deadline_ns:
+            self._lost = True
+        return self._lost
+
+    def check(self) -> None:
+        """Raises SessionExpired once the deadline has passed."""
+        if self.expired:
+            raise SessionExpired(
+                f"session {self.id.hex()} has expired; the next operation opens a new one",
+                session=self.id,
+            )
+
+    def next_id(self) -> bytes:
+        """16 bytes: the session's id and a big-endian counter. SessionExpired when used up."""
+        self.check()
+        if self.exhausted:
+            raise SessionExpired(f"session {self.id.hex()} has given all its ids", session=self.id)
+        counter = self._counter
+        self._counter += 1
+        return self.id + counter.to_bytes(4, "big")
+
+    @property
+    def exhausted(self) -> bool:
+        return self._counter >= COUNTER_END
+
+    def on_loss(self, key: object, callback: Callable[[], None]) -> None:
+        """Calls `callback` on the loop when the session is lost, until `forget(key)`."""
+        self._on_loss[key] = callback
+
+    def forget(self, key: object) -> None:
+        self._on_loss.pop(key, None)
+
+    def lose(self) -> None:
+        """Gives the session up: its lease is revoked as soon as the store answers."""
+        self._lost = True
+        self._wake.set()
+
+    def renewed(self, sent_ns: int) -> None:
+        if not self.expired:
+            self._deadline_ns = self._timing.deadline_ns(sent_ns)
+
+    def announce_loss(self) -> None:
+        self._lost = True
+        callbacks = list(self._on_loss.values())
+        self._on_loss.clear()
+        for callback in callbacks:
+            callback()
+
+    async def pause(self, until_ns: int) -> None:
+        """Until `until_ns` on the boot clock, the session is given up, or PAUSE_S_MAX passed."""
+        pause_s = min((until_ns - self._env.clock.boottime_ns()) / 1e9, PAUSE_S_MAX)
+        if pause_s <= 0 or self._lost:
+            return
+        sleeper = asyncio.ensure_future(self._env.sleep(pause_s))
+        waiter = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait([sleeper, waiter], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            waiter.cancel()
+            await asyncio.gather(sleeper, waiter, return_exceptions=True)
+
+
+class Session:
+    """Opens a session on first use, renews it, and opens another after it expired."""
+
+    def __init__(self, store: Store, env: Env, *, ttl_s: float = 10.0):
+        if not TTL_S_MIN <= ttl_s <= TTL_S_MAX:
+            raise InvalidInput(f"session_ttl must be {TTL_S_MIN} to {TTL_S_MAX} s, not {ttl_s!r}")
+        self._store = store
+        self._env = env
+        self._ttl_s = float(ttl_s)
+        ttl_ns = int(ttl_s * 1e9)
+        self._timing = _Timing(ttl_ns, max(250_000_000, ttl_ns // 20))
+        self._current: SessionState | None = None
+        self._opening = asyncio.Lock()
+        self._keepers: dict[SessionState, asyncio.Task[None]] = {}
+        self._closed = False
+
+    @property
+    def current(self) -> SessionState | None:
+        """The open session, if there is one; opens none."""
+        state = self._current
+        return None if state is None or state.expired else state
+
+    async def ensure(self) -> SessionState:
+        """The session that is alive now; opens one if there is none."""
+        async with self._opening:
+            if self._closed:
+                raise Closed("the cluster is closed")
+            state = self._current
+            if state is None or state.expired or state.exhausted:
+                # One that is only exhausted keeps being renewed: locks may hang on it.
+                state = await finish(asyncio.ensure_future(self._open()))
+            return state
+
+    async def _open(self) -> SessionState:
+        session_id = self._env.random_bytes(SESSION_BYTES)
+        key = session_key(session_id)
+        record = SessionRecord(process_id(), os.uname().nodename, self._env.clock.wall())
+        sent_ns = self._env.clock.boottime_ns()
+        await self._store.grant_lease(session_id, self._ttl_s)
+        try:
+            put = Put(key, encode_record(record), session_id)
+            revision = await commit_sure(self._store, self._env, puts=[put])
+        except RingholdError:
+            await self._store.revoke_lease(session_id)
+            raise
+        born = Born(key, revision)
+        state = SessionState(session_id, born, record, self._env, self._timing, sent_ns)
+        self._current = state
+        keeper = asyncio.ensure_future(self._keep(state))
+        self._keepers[state] = keeper
+        keeper.add_done_callback(lambda _: self._keepers.pop(state, None))
+        return state
+
+    async def _keep(self, state: SessionState) -> None:
+        # Two tasks, since a renewal that hangs in the store must not delay the news of the loss.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._renew(state))
+            group.create_task(self._watch_deadline(state))
+
+    async def _watch_deadline(self, state: SessionState) -> None:
+        while not state.expired:
+            await state.pause(state.deadline_ns)
+        logger.warning("session %s is lost, and with it what it held", state.id.hex())
+        state.announce_loss()
+
+    async def _renew(self, state: SessionState) -> None:
+        interval_ns = self._timing.ttl_ns // 4
+        pause_ns = int(RETRY_PAUSE_S * 1e9)
+        next_ns = self._env.clock.boottime_ns() + interval_ns
+        while not state.expired:
+            await state.pause(min(next_ns, state.deadline_ns))
+            sent_ns = self._env.clock.boottime_ns()
+            if state.expired or sent_ns < next_ns:
+                continue
+            try:
+                await self._store.renew_lease(state.id)
+            except SessionExpired:
+                state.lose()
+            except RingholdError as error:
+                logger.warning("renewal of session %s failed: %s", state.id.hex(), error)
+                next_ns = self._env.clock.boottime_ns() + pause_ns
+            else:
+                state.renewed(sent_ns)
+                # A store slower than the interval must not be asked without a pause.
+                next_ns = max(sent_ns + interval_ns, self._env.clock.boottime_ns() + pause_ns)
+        await self._revoke_lost(state)
+
+    async def _revoke_lost(self, state: SessionState) -> None:
+        # Others need not wait for the lease to run out. It does so by itself after one TTL,
+        # since nobody renews it any more; then trying is over.
+        give_up_ns = self._env.clock.boottime_ns() + self._timing.ttl_ns
+        while self._env.clock.boottime_ns() < give_up_ns:
+            try:
+                await self._store.revoke_lease(state.id)
+                return
+            except Closed:
+                return
+            except RingholdError as error:
+                logger.info("lease of lost session %s: %s", state.id.hex(), error)
+            await self._env.sleep(RETRY_PAUSE_S)
+
+    async def close(self) -> None:
+        """Ends the session and everything bound to it; later calls of `ensure` raise Closed."""
+        self._closed = True
+        async with self._opening:
+            keepers = list(self._keepers.items())
+        for _, keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*(keeper for _, keeper in keepers), return_exceptions=True)
+        for state, _ in keepers:
+            alive = not state.expired
+            state.announce_loss()
+            if alive:
+                await self._store.revoke_lease(state.id)

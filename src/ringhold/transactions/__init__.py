@@ -1,0 +1,1 @@
+"""Serializable transactions over key-value pairs and files."""

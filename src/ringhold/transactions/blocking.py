@@ -1,0 +1,225 @@
+"""Transactions of the blocking face: the async ones behind a bridge."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from ringhold.bridge import Bridge
+from ringhold.env import Env
+from ringhold.errors import TransactionAborted
+from ringhold.store.kv import Bound, Value
+from ringhold.store.kv_blocking import collected
+from ringhold.transactions.manager import AsyncTransactions, backoff_s, check_retries
+from ringhold.transactions.transaction import Transaction as AsyncTransaction
+from ringhold.transactions.transaction import TransactionStatus
+from ringhold.types import Entry
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class TransactionKeyValue:
+    """``tx.kv``: reads at the transaction's revision, own writes included."""
+
+    def __init__(self, transaction: AsyncTransaction, bridge: Bridge):
+        self._kv = transaction.kv
+        self._bridge = bridge
+
+    def __getitem__(self, key: str | bytes) -> bytes:
+        entry = self.entry(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry.value
+
+    def __setitem__(self, key: str | bytes, value: Value) -> None:
+        self.put(key, value)
+
+    def __delitem__(self, key: str | bytes) -> None:
+        if self.entry(key) is None:
+            raise KeyError(key)
+        self.delete(key)
+
+    def __contains__(self, key: str | bytes) -> bool:
+        return self.entry(key) is not None
+
+    # Without this, Python would iterate by asking for kv[0], kv[1], …
+    __iter__ = None
+
+    def entry(self, key: str | bytes) -> Entry | None:
+        """As ``cluster.kv.entry``; what this transaction wrote has revision 0 so far."""
+        return self._bridge.run(self._kv.entry(key))
+
+    def get(self, key: str | bytes, default: T | None = None) -> bytes | T | None:
+        """The value of `key`, or `default`."""
+        return self._bridge.run(self._kv.get(key, default))
+
+    # A view belongs to the loop, so even what is only buffered is buffered there.
+
+    def put(self, key: str | bytes, value: Value, *, if_revision: int | None = None) -> None:
+        """Buffers a put. `if_revision` is compared at the commit, which aborts if it differs."""
+
+        async def put() -> None:
+            self._kv.put(key, value, if_revision=if_revision)
+
+        self._bridge.run(put())
+
+    def delete(self, key: str | bytes) -> None:
+        """Buffers a deletion; a key that does not exist is no error."""
+
+        async def delete() -> None:
+            self._kv.delete(key)
+
+        self._bridge.run(delete())
+
+    def range(
+        self,
+        prefix: Bound = "",
+        *,
+        start: Bound | None = None,
+        end: Bound | None = None,
+        limit: int | None = None,
+    ) -> Iterator[tuple[str, Entry]]:
+        """As ``cluster.kv.range``, own writes included; guarded against phantoms."""
+        return iter(
+            self._bridge.run(
+                collected(lambda: self._kv.range(prefix, start=start, end=end, limit=limit))
+            )
+        )
+
+
+class Transaction:
+    """``with cluster.transaction() as tx``: commits at the end, rolls back on an exception."""
+
+    def __init__(
+        self,
+        transaction: AsyncTransaction,
+        bridge: Bridge,
+        file_system: Callable[[AsyncTransaction], Any],
+    ):
+        self._transaction = transaction
+        self._bridge = bridge
+        self._make_file_system = file_system
+        self._file_system: Any = None
+        self.kv = TransactionKeyValue(transaction, bridge)
+
+    def __repr__(self) -> str:
+        return repr(self._transaction)
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits, never used before."""
+        return self._transaction.id
+
+    @property
+    def status(self) -> TransactionStatus:
+        return self._transaction.status
+
+    @property
+    def fs(self) -> Any:
+        """The cluster's file system, bound to this transaction until it ends."""
+        if self._file_system is None:
+            self._file_system = self._make_file_system(self._transaction)
+        return self._file_system
+
+    def guard(self, name: str | bytes, token: int) -> None:
+        """Commits only if the lock `name` is then held under `token`; StaleToken otherwise."""
+
+        async def guard() -> None:
+            self._transaction.guard(name, token)
+
+        self._bridge.run(guard())
+
+    def commit(self) -> int:
+        """Makes everything visible at one revision and returns it.
+
+        Raises TransactionAborted (nothing is visible) and OutcomeUnknown (the store does not
+        answer). Once sent, a commit is awaited even when the calling thread is interrupted.
+        """
+        return self._bridge.run(self._transaction.commit())
+
+    def rollback(self) -> None:
+        """Drops everything; no effect if it was aborted before. Closed after a commit."""
+        self._bridge.run(self._transaction.rollback())
+
+    async def _begin(self) -> Self:
+        await self._transaction.__aenter__()
+        return self
+
+    async def _rollback(self, _: object) -> None:
+        await self._transaction.rollback()
+
+    def __enter__(self) -> Self:
+        return self._bridge.run(self._begin(), undo=self._rollback)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bridge.run(self._transaction.__aexit__(kind, error, traceback))
+
+
+class Transactions:
+    """``cluster.transactions`` of the blocking face."""
+
+    def __init__(
+        self,
+        transactions: AsyncTransactions,
+        bridge: Bridge,
+        env: Env,
+        file_system: Callable[[AsyncTransaction], Any],
+    ):
+        self._transactions = transactions
+        self._bridge = bridge
+        self._env = env
+        self._file_system = file_system
+
+    def transaction(self, timeout: float | None = 30.0) -> Transaction:
+        async def make() -> AsyncTransaction:
+            return self._transactions.transaction(timeout)
+
+        return Transaction(self._bridge.run(make()), self._bridge, self._file_system)
+
+    def begin(self, timeout: float | None = 30.0) -> Transaction:
+        """One that has begun; to be ended by `commit` or `rollback`."""
+        return self.transaction(timeout).__enter__()
+
+    def transactional(
+        self, retries: int = 10
+    ) -> Callable[[Callable[Concatenate[Transaction, P], T]], Callable[P, T]]:
+        """Decorates ``def f(tx, …)``: called as ``f(…)``, in a transaction of its own.
+
+        Repeated up to `retries` times while it raises a retryable TransactionAborted.
+        """
+        check_retries(retries)
+
+        def decorate(
+            function: Callable[Concatenate[Transaction, P], T],
+        ) -> Callable[P, T]:
+            @functools.wraps(function)
+            def run(*args: P.args, **kwargs: P.kwargs) -> T:
+                for attempt in range(retries + 1):
+                    try:
+                        with self.transaction() as tx:
+                            return function(tx, *args, **kwargs)
+                    except TransactionAborted as error:
+                        if not error.retryable or attempt == retries:
+                            raise
+                    self._bridge.run(self._env.sleep(backoff_s(self._env, attempt)))
+                raise AssertionError("the last attempt returns or raises")
+
+            return run
+
+        return decorate
+
+    def status(self, transaction_id: str) -> TransactionStatus:
+        """How the transaction of that id ended, in whichever process it was begun.
+
+        UNKNOWN when no commit of it is recorded: it was rolled back, or made no changes, or is
+        still active in another process, or is older than the store remembers.
+        """
+        return self._bridge.run(self._transactions.status(transaction_id))

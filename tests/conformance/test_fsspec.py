@@ -1,0 +1,303 @@
+"""Goal: ``cluster.fs`` is what programs written for fsspec expect.
+Method: fsspec's own abstract suite (copy, get, put, open, pipe), on a cluster in memory and on
+one of directories with three copies, then the calls that its consumers are known to make.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import os
+import pickle
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import fsspec.tests.abstract as abstract
+import pytest
+
+import ringhold
+
+CHUNK = 64 << 10
+
+
+@pytest.fixture(scope="module", params=["memory", "directories"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("clusters") / "c"
+    url = f"memory://{path}" if request.param == "memory" else str(path)
+    with ringhold.create(url, nodes=3, replicas=3, chunk_size=CHUNK) as cluster:
+        yield cluster
+
+
+class _Fixtures(abstract.AbstractFixtures):
+    @pytest.fixture
+    def fs(self, cluster: Any) -> Any:
+        return cluster.fs
+
+    @pytest.fixture
+    def fs_path(self) -> str:
+        return "/top"
+
+
+class TestCopy(abstract.AbstractCopyTests, _Fixtures):
+    pass
+
+
+class TestGet(abstract.AbstractGetTests, _Fixtures):
+    pass
+
+
+class TestPut(abstract.AbstractPutTests, _Fixtures):
+    pass
+
+
+class TestOpen(abstract.AbstractOpenTests, _Fixtures):
+    pass
+
+
+class TestPipe(abstract.AbstractPipeTests, _Fixtures):
+    pass
+
+
+@pytest.fixture
+def fs(cluster: Any) -> Iterator[Any]:
+    yield cluster.fs
+    cluster.fs.rm("/", recursive=True)
+    report = cluster.fs.fsck(copies=True)
+    assert report.ok, report.problems
+
+
+def test_info_has_the_keys_that_consumers_read(fs: Any) -> None:
+    before = datetime.now(UTC).timestamp()
+    fs.pipe_file("/d/f", b"12345")
+    file, directory = fs.info("/d/f"), fs.info("ringhold://d/")
+    assert file["name"] == "/d/f"
+    assert (file["type"], file["size"]) == ("file", 5)
+    assert (directory["type"], directory["name"]) == ("directory", "/d")
+    assert before - 1 < file["mtime"] <= datetime.now(UTC).timestamp()
+    assert {"created", "mode", "uid", "gid", "nlink", "ino"} <= file.keys()
+    assert fs.modified("/d/f") == datetime.fromtimestamp(file["mtime"], UTC)
+    assert fs.created("/d/f").tzinfo is not None
+
+
+def test_ranges_may_be_negative_and_beyond_the_end(fs: Any) -> None:
+    data = os.urandom(3 * CHUNK + 17)
+    fs.pipe({"/small": b"0123456789", "/large": data})
+    for path, whole in (("/small", b"0123456789"), ("/large", data)):
+        size = len(whole)
+        for start, end in [
+            (None, None), (2, 5), (-3, None), (None, -3), (-5, -2), (0, 10**9), (size, None),
+            (5, 2), (CHUNK - 1, CHUNK + 1), (-(10**9), 4),
+        ]:  # fmt: skip
+            first = max(0, size + start) if start is not None and start < 0 else start
+            assert fs.cat_file(path, start, end) == whole[first:end]
+    ranges = fs.cat_ranges(["/small", "/large", "/none"], [0, -4, 0], [2, None, 1])
+    assert ranges[:2] == [b"01", data[-4:]]
+    assert isinstance(ranges[2], FileNotFoundError)
+
+
+def test_listing_calls_agree(fs: Any) -> None:
+    fs.pipe({"/a/1": b"", "/a/b/2": b"22", "/a/b/c/3": b"333", "/z": b""})
+    assert fs.ls("/a", detail=False) == ["/a/1", "/a/b"]
+    assert fs.ls("/a/1", detail=False) == ["/a/1"]
+    assert fs.find("/") == ["/a/1", "/a/b/2", "/a/b/c/3", "/z"]
+    assert fs.find("/a", maxdepth=1) == ["/a/1"]
+    assert fs.find("/a/b", withdirs=True) == ["/a/b", "/a/b/2", "/a/b/c", "/a/b/c/3"]
+    assert fs.glob("/a/**/3") == ["/a/b/c/3"]
+    assert fs.glob("/a/*") == ["/a/1", "/a/b"]
+    assert list(fs.walk("/a")) == [
+        ("/a", ["b"], ["1"]),
+        ("/a/b", ["c"], ["2"]),
+        ("/a/b/c", [], ["3"]),
+    ]
+    assert fs.du("/a") == 5
+    with pytest.raises(FileNotFoundError):
+        fs.ls("/none")
+    assert not fs.exists("/z/below/a/file")
+
+
+def test_open_files_behave_like_files(fs: Any) -> None:
+    lines = [b"line %d\n" % number for number in range(30_000)]
+    with fs.open("/lines", "wb") as file:
+        file.writelines(lines)
+        assert not fs.exists("/lines")
+        assert file.tell() == sum(map(len, lines))
+    whole = b"".join(lines)
+    with fs.open("/lines", "rb") as file:
+        assert file.size == len(whole) > 4 * CHUNK
+        assert list(file) == lines
+        assert file.seek(-7, 2) == len(whole) - 7
+        assert file.read() == whole[-7:]
+        file.seek(CHUNK - 3)
+        assert file.read(6) == whole[CHUNK - 3 : CHUNK + 3]
+        target = bytearray(2 * CHUNK)
+        file.seek(1)
+        assert file.readinto(target) == len(target)
+        assert target == whole[1 : 1 + len(target)]
+        assert pickle.loads(pickle.dumps(file)).read(3) == file.read(3)
+    with fs.open("/lines", "r") as file:
+        assert file.read().encode() == whole
+    assert fs.read_block("/lines", 10, 100, b"\n").endswith(b"\n")
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 4097, CHUNK, CHUNK + 1, 3 * CHUNK, 70 * CHUNK + 5])
+def test_every_size_round_trips_by_every_way_in_and_out(fs: Any, size: int, tmp_path: Path) -> None:
+    data = os.urandom(size)
+    local = tmp_path / "in"
+    local.write_bytes(data)
+    fs.pipe_file("/piped", data)
+    fs.put_file(str(local), "/put")
+    with fs.open("/written", "wb") as file:
+        view = memoryview(data)
+        while view:
+            file.write(view[:50_000])
+            view = view[50_000:]
+    fs.cp_file("/piped", "/copied")
+    for path in ("/piped", "/put", "/written", "/copied"):
+        assert fs.cat_file(path) == data
+        assert fs.size(path) == size
+        fs.get_file(path, str(tmp_path / "out"))
+        assert (tmp_path / "out").read_bytes() == data
+        with fs.open(path) as file:
+            assert file.read() == data
+
+
+def test_compression_and_text_publish_on_close_and_discard_on_error(fs: Any) -> None:
+    with fs.open("/t.gz", "wt", compression="gzip") as file:
+        file.write("grüße\n")
+    assert gzip.decompress(fs.cat_file("/t.gz")).decode() == "grüße\n"
+    with fs.open("/t.gz", "rt", compression="infer") as file:
+        assert file.read() == "grüße\n"
+    for mode, compression in (("wb", None), ("w", None), ("wb", "gzip"), ("w", "gzip")):
+        with contextlib.suppress(KeyError), fs.open("/no", mode, compression=compression) as file:
+            file.write(b"half" if "b" in mode else "half")
+            raise KeyError
+        assert not fs.exists("/no")
+
+
+def test_an_unclosed_writer_is_discarded_with_a_warning(fs: Any) -> None:
+    for mode in ("wb", "w"):
+        file = fs.open("/lost", mode)
+        file.write(b"x" if mode == "wb" else "x")
+        with pytest.warns(ResourceWarning, match="/lost was opened for writing and never closed"):
+            del file
+        assert not fs.exists("/lost")
+
+
+def test_modes_that_are_not_offered_say_so(fs: Any) -> None:
+    with pytest.raises(NotImplementedError, match="append"):
+        fs.open("/x", "ab")
+    with pytest.raises(ringhold.InvalidInput, match="r\\+b"):
+        fs.open("/x", "r+b")
+
+
+def test_mv_is_a_rename(fs: Any) -> None:
+    fs.pipe({"/a/f": b"1", "/b/f": b"2", "/d/g": b"3"})
+    ino = fs.info("/a/f")["ino"]
+    fs.mv("/a/f", "/b/f")
+    assert (fs.cat_file("/b/f"), fs.info("/b/f")["ino"]) == (b"1", ino)
+    fs.mv("/b/f", "/d/")
+    fs.mv("/d", "/e/deeper")
+    assert fs.find("/") == ["/e/deeper/f", "/e/deeper/g"]
+    with pytest.raises(OSError, match="Invalid argument"):
+        fs.mv("/e", "/e/deeper/e")
+
+
+def test_rm_takes_lists_globs_and_trees(fs: Any) -> None:
+    fs.pipe({f"/t/{name}/{number}": b"x" for name in "ab" for number in range(3)})
+    fs.rm(["/t/a/0", "/t/a/1"])
+    fs.rm("/t/b/*")
+    assert fs.find("/t", withdirs=True) == ["/t", "/t/a", "/t/a/2", "/t/b"]
+    with pytest.raises(IsADirectoryError):
+        fs.rm("/t/a")
+    with pytest.raises(OSError, match="not empty"):
+        fs.rmdir("/t/a")
+    fs.rmdir("/t/b")
+    fs.rm("/t", recursive=True)
+    assert fs.ls("/") == []
+
+
+def test_touch_ukey_and_checksum_follow_the_contents(fs: Any) -> None:
+    fs.touch("/f")
+    keys = [fs.ukey("/f")]
+    fs.pipe_file("/f", b"one")
+    keys.append(fs.ukey("/f"))
+    fs.pipe_file("/f", b"two")
+    keys.append(fs.ukey("/f"))
+    assert fs.ukey("/f") == keys[-1]
+    fs.touch("/f", truncate=False)
+    assert fs.cat_file("/f") == b"two"
+    keys.append(fs.ukey("/f"))
+    fs.touch("/f")
+    assert fs.size("/f") == 0
+    assert len(set(keys)) == len(keys)
+    assert isinstance(fs.checksum("/f"), int)
+
+
+def test_instances_by_url_are_one_cluster_and_survive_pickling(cluster: Any, fs: Any) -> None:
+    fs.pipe_file("/shared", b"x")
+    other = fsspec.filesystem("ringhold", cluster=cluster.url)
+    assert other is fsspec.filesystem("ringhold", cluster=cluster.url)
+    assert other.cat_file("/shared") == b"x"
+    assert pickle.loads(pickle.dumps(other)) is other
+    assert pickle.loads(pickle.dumps(fs)).cat_file("/shared") == b"x"
+    with fsspec.open("ringhold:///shared", "rb", cluster=cluster.url) as file:
+        assert file.read() == b"x"
+
+
+def test_the_cluster_comes_from_the_environment_or_is_asked_for(
+    cluster: Any, fs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RINGHOLD_CLUSTER", raising=False)
+    with pytest.raises(ringhold.InvalidInput, match="RINGHOLD_CLUSTER"):
+        fsspec.filesystem("ringhold")
+    monkeypatch.setenv("RINGHOLD_CLUSTER", cluster.url)
+    fs.pipe_file("/env", b"x")
+    with fsspec.open("ringhold:///env") as file:
+        assert file.read() == b"x"
+    fsspec.get_filesystem_class("ringhold").clear_instance_cache()
+
+
+def test_opening_by_url_never_creates(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        fsspec.filesystem("ringhold", cluster=str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_coroutines_may_be_awaited_on_any_loop(fs: Any) -> None:
+    async def use() -> None:
+        await asyncio.gather(*(fs._pipe_file(f"/c/{n}", b"%d" % n) for n in range(10)))
+        assert await fs._cat(["/c/1", "/c/2"]) == {"/c/1": b"1", "/c/2": b"2"}
+        file = await fs.open_async("/c/w", "wb")
+        async with file:
+            await file.write(b"async")
+        async with await fs.open_async("/c/w") as file:
+            assert await file.read() == b"async"
+        assert len(await fs._find("/c")) == 11
+
+    asyncio.run(use())
+
+
+def test_a_blocking_call_on_ringholds_own_loop_is_refused(fs: Any) -> None:
+    async def blocked() -> None:
+        fs.ls("/")
+
+    future = asyncio.run_coroutine_threadsafe(blocked(), fs.loop)
+    with pytest.raises(RuntimeError, match="event loop"):
+        future.result(10)
+
+
+def test_auto_mkdir_false_refuses_missing_parents(cluster: Any, fs: Any) -> None:
+    strict = fsspec.filesystem("ringhold", cluster=cluster.url, auto_mkdir=False)
+    for write in (
+        lambda: strict.pipe_file("/no/f", b"x"),
+        lambda: strict.open("/no/f", "wb"),
+        lambda: strict.touch("/no/f"),
+        lambda: strict.mkdir("/no/d", create_parents=False),
+    ):
+        with pytest.raises(FileNotFoundError):
+            write()
+    assert fs.ls("/") == []
