@@ -50,16 +50,20 @@ async def hold(store: Store, lease_hex: str, key: str) -> None:
     signal.pause()
 
 
-async def race(store: Store, seconds: str) -> None:
-    """Commits in a loop for `seconds` once told to start; says how often."""
+async def race(store: Store, seconds: str, width: str) -> None:
+    """Commits in a loop, `width` at a time, for `seconds` once told to start; says how often."""
     say("ready")
     sys.stdin.readline()
     end = time.monotonic() + float(seconds)
-    done = 0
-    while time.monotonic() < end:
-        await store.commit(puts=[Put(b"racer", b"%d" % done)])
-        done += 1
-    say("commits", done)
+    done = [0] * int(width)
+
+    async def one(place: int) -> None:
+        while time.monotonic() < end:
+            await store.commit(puts=[Put(b"racer %d" % place, b"%d" % done[place])])
+            done[place] += 1
+
+    await asyncio.gather(*(one(place) for place in range(len(done))))
+    say("commits", sum(done))
 
 
 ROLES = {"count": count, "hold": hold, "race": race}

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -181,22 +181,30 @@ def test_the_lease_of_a_stopped_process_lives_on(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_four_processes_in_a_loop_share_the_commit_lock(tmp_path: Path) -> None:
-    asyncio.run(create_and_close(tmp_path))
-    with (
-        worker("race", tmp_path, 3) as a,
-        worker("race", tmp_path, 3) as b,
-        worker("race", tmp_path, 3) as c,
-        worker("race", tmp_path, 3) as d,
-    ):
-        processes = [a, b, c, d]
+def raced(directory: Path, *widths: int, seconds: float = 3.0) -> list[int]:
+    """The commits of processes that start together, each with so many at a time."""
+    asyncio.run(create_and_close(directory))
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(worker("race", directory, seconds, width)) for width in widths
+        ]
         for process in processes:
             assert line(process) == ["ready"]
         for process in processes:
             tell(process, "start")
-        commits = [int(line(process)[1]) for process in processes]
+        return [int(line(process)[1]) for process in processes]
+
+
+def test_four_processes_in_a_loop_share_the_commit_lock(tmp_path: Path) -> None:
+    commits = raced(tmp_path, 1, 1, 1, 1)
     assert min(commits) > 0
     assert min(commits) >= max(commits) / 5, commits
+
+
+def test_a_process_that_always_has_more_to_commit_lets_others_in(tmp_path: Path) -> None:
+    greedy, *patient = raced(tmp_path, 32, 1, 1, seconds=2.0)
+    # The greedy one commits up to 32 each time it has the lock; turns are what is shared.
+    assert min(patient) >= greedy / 32 / 5, (greedy, patient)
 
 
 def test_a_commit_lock_that_is_not_given_back_is_reported_with_its_holder(

@@ -115,8 +115,8 @@ class CommitLock:
     """The lock around every commit and checkpoint of one store, fair between processes.
 
     A turnstile goes before the lock itself: who releases the lock and wants it again meets, at
-    the turnstile, whoever waits already. The lock alone starves others for as long as one
-    process commits in a loop.
+    the turnstile, whoever waits already. The kernel promises no order among those who wait
+    for the lock alone, and lets a process that asks in a loop overtake them many times.
 
     The file says who holds the lock, for the message of those who wait in vain.
     """
