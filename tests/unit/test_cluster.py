@@ -523,3 +523,18 @@ def test_file_systems_made_from_a_url_share_one_cluster_and_create_none(tmp_path
         assert one.core is two.core
         assert one.core is not cluster.fs.core
         shared_cluster(url).close()
+
+
+def test_a_directory_that_failed_serves_again_after_a_scrub(tmp_path: Path) -> None:
+    with ringhold.create(tmp_path / "c", nodes=2, replicas=2) as cluster:
+        cluster.fs.pipe_file("/before", bytes(100_000))
+        (tmp_path / "c" / "nodes" / "n1" / "failed").write_text("fdatasync: EIO\n")
+        with pytest.raises(ringhold.NoQuorum, match="failed before"):
+            cluster.fs.pipe_file("/while", bytes(100_000))
+        states = {node.name: node for node in cluster.status().nodes}
+        assert (states["n1"].up, states["n2"].up) == (False, True)
+        assert "fsync failed" in states["n1"].error
+        assert cluster.fs.cat_file("/before") == bytes(100_000)
+        assert cluster.fs.scrub().clean
+        cluster.fs.pipe_file("/after", bytes(100_000))
+        assert all(node.up for node in cluster.status().nodes)

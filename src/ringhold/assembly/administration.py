@@ -12,6 +12,7 @@ from ringhold.env import Env
 from ringhold.errors import InvalidInput, RingholdError
 from ringhold.nodes import records
 from ringhold.nodes.base import PARTITIONS, Identity, Node
+from ringhold.nodes.directory import DirectoryNode
 from ringhold.nodes.pool import open_node
 from ringhold.nodes.records import ClusterRecord, Holder, NodeRecord
 from ringhold.store.base import Snapshot, Store, prefix_end
@@ -148,6 +149,8 @@ class Administration:
         try:
             async with asyncio.timeout(PROBE_S):
                 found = await node.identity()
+                if found == wanted and await _has_failed(node):
+                    return "an fsync failed: fs.scrub() verifies it and lets it serve again"
         except TimeoutError:
             return f"no answer within {PROBE_S} s"
         except (RingholdError, OSError) as error:
@@ -223,3 +226,7 @@ async def _node_records(snapshot: Snapshot) -> list[NodeRecord]:
     return sorted(
         (records.decode_node(entry.value) for _, entry in found), key=lambda record: record.name
     )
+
+
+async def _has_failed(node: Node) -> bool:
+    return isinstance(node, DirectoryNode) and await node.is_marked_failed()

@@ -3,6 +3,9 @@
 Each node reads and checks its own files, so nothing but verdicts crosses the wire. A file that
 is whole in itself and still the wrong one is found by comparing the digest in its header with
 the manifest's. A bad copy is replaced from a good one; the node keeps the bad file aside.
+
+A directory of this host that stopped acknowledging after a failed fsync is verified whole and,
+if that succeeds, serves again. (A daemon does the same by itself when it is started again.)
 """
 
 from __future__ import annotations
@@ -15,10 +18,18 @@ from ringhold.errors import Closed, Corrupt, RingholdError
 from ringhold.files.place import ChunkRef, Placement
 from ringhold.files.records import RunRecord
 from ringhold.files.repair import Gap, Restorer, due_chunks
-from ringhold.files.survey import NODES_AT_ONCE, Progress, live_runs, no_progress, tables_now
+from ringhold.files.survey import (
+    NODES_AT_ONCE,
+    Progress,
+    holders_of,
+    live_runs,
+    no_progress,
+    tables_now,
+)
 from ringhold.files.tasks import for_each
 from ringhold.nodes.base import ChunkState, Node
 from ringhold.nodes.chunk_file import verify_part
+from ringhold.nodes.directory import DirectoryNode
 from ringhold.nodes.records import Holder
 from ringhold.store.base import Store
 
@@ -60,6 +71,8 @@ class Scrubber:
         self.report = ScrubReport()
 
     async def scrub(self) -> ScrubReport:
+        holders = holders_of(await tables_now(self._store))
+        await for_each(holders, self._recover, at_once=NODES_AT_ONCE)
         runs = [run async for run in live_runs(self._store)]
         self._total = sum(len(record.chunks) * record.replicas for _, record in runs)
         for start in range(0, len(runs), RUNS_PER_ROUND):
@@ -70,6 +83,17 @@ class Scrubber:
         report.lost = sorted(set(self._restorer.lost))
         report.unreachable = sorted(set(report.unreachable))
         return report
+
+    async def _recover(self, holder: Holder) -> None:
+        try:
+            node = await self._placement.node(holder)
+            if isinstance(node, DirectoryNode) and await node.is_marked_failed():
+                await node.verify_all()
+        except Closed:
+            raise
+        except (RingholdError, OSError) as error:
+            logger.warning("node %s stays failed: %s", holder.name, error)
+            self.report.unreachable.append(holder.name)
 
     async def _scrub_runs(self, runs: Sequence[tuple[bytes, RunRecord]]) -> None:
         due = due_chunks(runs, await tables_now(self._store))
