@@ -29,7 +29,7 @@ from ringhold.locks.handles import AsyncLock as Lock
 from ringhold.locks.handles import AsyncLocks as Locks
 from ringhold.locks.handles import async_user_lock, check_timeout
 from ringhold.locks.lock import LockService
-from ringhold.locks.session import Session
+from ringhold.locks.session import Session, check_ttl
 from ringhold.nodes.pool import NodePool
 from ringhold.nodes.records import ClusterRecord
 from ringhold.store.base import Store
@@ -280,6 +280,7 @@ async def open_cluster(
     """See `open`."""
     if create is not None and not isinstance(create, bool):
         raise TypeError(f"create must be True, False or None, not {type(create).__name__}")
+    check_ttl(session_ttl)
     location = parse_url(url)
     env = real_env()
     if await _wants_creation(location, env, create):
@@ -330,6 +331,7 @@ async def create_cluster(
     session_ttl: float,
 ) -> Cluster:
     """See `create`."""
+    check_ttl(session_ttl)
     location = parse_url(url)
     plan = plan_cluster(location, nodes, replicas, zones, chunk_size)
     return await _create(location, real_env(), plan, session_ttl)

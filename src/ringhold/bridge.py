@@ -1,9 +1,15 @@
 """Between threads and event loops: how a thread waits for a coroutine that runs elsewhere.
 
-Guarantees: a call that is interrupted (KeyboardInterrupt, cancellation) cancels the coroutine
-behind it and waits until that has ended; what it produced all the same is given back through
-`undo`. Context variables of the caller are seen by the coroutine. A blocking call on the very
-loop that would have to answer raises RuntimeError instead of waiting for ever.
+Guarantees: a call that is interrupted (cancellation, KeyboardInterrupt or whatever else a signal
+handler raises) cancels the coroutine behind it and waits until that has ended; what it produced
+all the same is given back through `undo`. What gives something back (`finish`) is not cancelled:
+the interrupt is raised after it. Context variables of the caller are seen by the coroutine. A
+blocking call on the very loop that would have to answer raises RuntimeError instead of waiting
+for ever.
+
+Not guaranteed: Python runs a signal's handler between any two instructions, also before the
+first one of an ``__exit__`` and after the last one of an ``acquire``. What is raised there no
+library can turn back; a ``with`` block leaves the first of these two windows only.
 
 After a fork the child has none of the parent's threads: every call there raises Closed. The
 loop object itself is kept, never closed, since its epoll descriptor is shared with the parent
@@ -14,16 +20,22 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import contextvars
+import functools
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from ringhold.env import process_id
 from ringhold.errors import Closed
 from ringhold.owner import calling_owner, current_owner, thread_owner
+
+logger = logging.getLogger("ringhold")
+
+INTERRUPTS_MAX = 8
+"""How often something that must be done is begun again after an interrupt came in between."""
 
 T = TypeVar("T")
 Undo = Callable[[T], Awaitable[object]]
@@ -96,18 +108,46 @@ class Bridge:
         except BaseException:
             coroutine.close()
             raise
-        call = _Call(self.loop, coroutine, thread_owner())
+        call = _Call(self.loop, lambda: coroutine, thread_owner())
         try:
             call.start()
-            concurrent.futures.wait([call.outcome])
+            call.wait()
             return call.result()
-        except KeyboardInterrupt as interrupt:
+        except BaseException as interrupt:
+            if call.raised(interrupt):
+                raise
             call.wait_cancelled()
-            if undo is not None and call.succeeded:
-                giving_back = _Call(self.loop, _given_back(undo, call.result()), thread_owner())
-                giving_back.finish()
-                giving_back.note_failure(interrupt)
+            if undo is not None and call.error is None:
+                produced = call.result()
+                self.finish(lambda: _given_back(undo, produced))
             raise
+
+    def finish(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Blocks the calling thread for what ``make()`` returns, to the end.
+
+        For what gives something back: when the thread is interrupted, even before it came to
+        call anything, the coroutine runs to its end all the same, and then the interrupt is
+        raised.
+        """
+        self.check_callable()
+        interrupted: BaseException | None = None
+        for _ in range(INTERRUPTS_MAX):
+            call: _Call[T] | None = None
+            try:
+                call = _Call(self.loop, make, thread_owner())
+                call.start()
+                call.wait()
+                break
+            except Closed:
+                raise
+            except BaseException as interrupt:
+                interrupted = interrupt
+                if call is not None and call.wait_begun():
+                    break
+        if interrupted is not None:
+            raise interrupted
+        assert call is not None
+        return call.result()
 
     async def hop(self, coroutine: Coroutine[Any, Any, T], undo: Undo[T] | None = None) -> T:
         """Awaits `coroutine`, which runs on `loop`, from whatever loop the caller is on."""
@@ -118,16 +158,16 @@ class Bridge:
             raise
         if asyncio.get_running_loop() is self.loop:
             return await coroutine
-        call = _Call(self.loop, coroutine, current_owner())
-        call.start()
-        cancelled = await _wait_for(call, cancel=True)
+        call = _Call(self.loop, lambda: coroutine, current_owner())
+        cancelled = await call.awaited(cancel=True)
         if cancelled is None:
             return call.result()
-        if undo is not None and call.succeeded:
-            giving_back = _Call(self.loop, _given_back(undo, call.result()), current_owner())
-            giving_back.start()
-            await _wait_for(giving_back, cancel=False)
-            giving_back.note_failure(cancelled)
+        if undo is not None and call.error is None:
+            produced = call.result()
+            giving_back = _Call(self.loop, lambda: _given_back(undo, produced), current_owner())
+            await giving_back.awaited(cancel=False)
+            if giving_back.error is not None:
+                cancelled.add_note(f"besides, giving it back failed: {giving_back.error!r}")
         raise cancelled
 
 
@@ -135,100 +175,157 @@ async def _given_back(undo: Undo[T], result: T) -> None:
     await undo(result)
 
 
-async def _wait_for(call: _Call[T], *, cancel: bool) -> asyncio.CancelledError | None:
-    """Waits until `call` has ended, whatever happens; how the waiting task was cancelled."""
-    waiter = asyncio.wrap_future(call.outcome)
-    cancelled: asyncio.CancelledError | None = None
-    while not waiter.done():
-        try:
-            await asyncio.wait([waiter])
-        except asyncio.CancelledError as error:
-            cancelled = error
-            if cancel:
-                call.cancel()
-    if not waiter.cancelled():
-        # The outcome is read from the call; the wrapper must not complain that nobody looked.
-        waiter.exception()
-    return cancelled
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class _Call(Generic[T]):
-    """One coroutine on the loop, and somebody elsewhere who waits for its outcome."""
+    """One coroutine on the loop, and somebody elsewhere who waits for its outcome.
+
+    The loop makes the coroutine, so that a thread interrupted before it handed the call over
+    leaves none behind. The waiting thread holds on to a plain lock: `concurrent.futures` waits in
+    Python code that a signal handler may leave in the middle, its condition variable in pieces.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], owner: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        make: Callable[[], Coroutine[Any, Any, T]],
+        owner: int,
     ):
-        self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.error: BaseException | None = None
+        self._value: T | None = None
+        self._done = False
+        self._until_done = threading.Lock()
+        self._until_done.acquire()
+        self._on_done: Callable[[], object] | None = None
         self._loop = loop
-        self._coroutine = coroutine
+        self._make = make
+        self._coroutine: Coroutine[Any, Any, T] | None = None
         self._context = contextvars.copy_context()
         self._context.run(calling_owner.set, owner)
+        self._begun = False
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._start)
-        except RuntimeError:
-            self._coroutine.close()
-            raise Closed("Ringhold's event loop has ended") from None
+    # On the loop
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._run(), context=self._context)
+        if self._task is not None or self._done:
+            return
+        self._coroutine = self._make()
+        self._task = self._loop.create_task(self._run(self._coroutine), context=self._context)
+        self._task.add_done_callback(self._ended)
 
-    async def _run(self) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # A task cancelled before its first step never ran a line of `_run`.
+        self._drop()
+
+    def _drop(self) -> None:
+        if not self._done:
+            (self._coroutine or self._make()).close()
+            self._settle(None, asyncio.CancelledError())
+
+    async def _run(self, coroutine: Coroutine[Any, Any, T]) -> None:
         try:
-            self.outcome.set_result(await self._coroutine)
+            self._settle(await coroutine, None)
         except BaseException as error:
             # It belongs to the waiting thread, KeyboardInterrupt and SystemExit too: raised
             # here they would end the loop under everybody else.
-            self.outcome.set_exception(error)
+            self._settle(None, error)
 
-    @property
-    def succeeded(self) -> bool:
-        return self.outcome.exception() is None
-
-    def note_failure(self, error: BaseException) -> None:
-        """Tells in `error`, which is being raised anyhow, that this call failed besides."""
-        failure = self.outcome.exception()
-        if failure is not None:
-            error.add_note(f"besides, giving back what was obtained failed: {failure!r}")
-
-    def result(self) -> T:
-        try:
-            return self.outcome.result()
-        except asyncio.CancelledError:
-            raise Closed("Ringhold's event loop ended during the call") from None
-
-    def cancel(self) -> None:
-        self._loop.call_soon_threadsafe(self._cancel)
+    def _settle(self, value: T | None, error: BaseException | None) -> None:
+        self._value, self.error = value, error
+        self._done = True
+        self._until_done.release()
+        if self._on_done is not None:
+            self._on_done()
 
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        elif not self.outcome.done():
+        else:
             # Callbacks run in order: the interrupt came before `_start` was handed over.
-            self._coroutine.close()
-            self.outcome.set_exception(asyncio.CancelledError())
+            self._drop()
+
+    # Elsewhere
+
+    def start(self) -> None:
+        self._begun = True
+        try:
+            self._loop.call_soon_threadsafe(self._start)
+        except RuntimeError:
+            self._drop()
+            raise Closed("Ringhold's event loop has ended") from None
+
+    def _post(self, callback: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            # The loop has ended: nothing will be done any more, by anybody.
+            self._drop()
+
+    def wait(self) -> None:
+        while not self._done:
+            self._until_done.acquire()
+
+    def wait_begun(self) -> bool:
+        """Whether it was begun; if so it has ended, however often this thread is interrupted."""
+        while self._begun and not self._done:
+            try:
+                # The interrupt may have come before the loop was told, or before it was woken.
+                self._post(self._start)
+                self.wait()
+            except BaseException as interrupt:
+                logger.debug("interrupted again while a call ends: %r", interrupt)
+        return self._begun
 
     def wait_cancelled(self) -> None:
         """Cancels, and waits for the end however often this thread is interrupted meanwhile."""
-        while True:
+        while not self._done:
             try:
-                self.cancel()
-                concurrent.futures.wait([self.outcome])
-                return
-            except KeyboardInterrupt:
-                continue
+                self._post(self._cancel)
+                self.wait()
+            except BaseException as interrupt:
+                logger.debug("interrupted again while a call ends: %r", interrupt)
 
-    def finish(self) -> None:
-        """Runs to the end, which no interrupt of this thread prevents."""
+    async def awaited(self, *, cancel: bool) -> asyncio.CancelledError | None:
+        """Starts it and waits for its end on the running loop, whatever happens; how the waiting
+        task was cancelled meanwhile, which with `cancel` is passed on."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._on_done = functools.partial(_tell, loop, waiter)
         self.start()
-        while True:
+        cancelled: asyncio.CancelledError | None = None
+        while not waiter.done():
             try:
-                concurrent.futures.wait([self.outcome])
-                return
-            except KeyboardInterrupt:
-                continue
+                await asyncio.wait([waiter])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if cancel:
+                    self._loop.call_soon_threadsafe(self._cancel)
+        return cancelled
+
+    def raised(self, error: BaseException) -> bool:
+        """Whether `error` came out of `start` or `result`, not from outside of the call."""
+        ended = isinstance(self.error, asyncio.CancelledError) and isinstance(error, Closed)
+        return self._done and (self.error is error or ended)
+
+    def result(self) -> T:
+        if isinstance(self.error, asyncio.CancelledError):
+            raise Closed("Ringhold's event loop ended during the call")
+        if self.error is not None:
+            raise self.error
+        return cast("T", self._value)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    try:
+        loop.call_soon_threadsafe(_wake, waiter)
+    except RuntimeError:
+        # The loop of whoever waited has ended, and everybody on it.
+        if not loop.is_closed():
+            raise
 
 
 class _LoopThread:

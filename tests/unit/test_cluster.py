@@ -538,3 +538,18 @@ def test_a_directory_that_failed_serves_again_after_a_scrub(tmp_path: Path) -> N
         assert cluster.fs.scrub().clean
         cluster.fs.pipe_file("/after", bytes(100_000))
         assert all(node.up for node in cluster.status().nodes)
+
+
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), "1", True])
+def test_a_wrong_session_ttl_makes_nothing(tmp_path: Path, ttl: Any) -> None:
+    for call in (ringhold.create, ringhold.open):
+        with pytest.raises((ringhold.InvalidInput, TypeError), match="session_ttl"):
+            call(tmp_path / "c", session_ttl=ttl)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_missing_parent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        ringhold.open(tmp_path / "missing" / "c")
+    assert caught.value.filename == str(tmp_path / "missing")
+    assert str(tmp_path / "missing" / "c") in str(caught.value)

@@ -105,7 +105,13 @@ async def make_directory(env: Env, directory: str) -> None:
     parent, name = os.path.split(directory)
     draft = os.path.join(parent, f".{name}.{env.random_bytes(6).hex()}")
     disk = env.disk
-    await disk.mkdir(draft, mode=0o700)
+    try:
+        await disk.mkdir(draft, mode=0o700)
+    except OSError as error:
+        # About the directory that was asked for, not about the draft of it.
+        raise type(error)(
+            error.errno, f"cannot make {directory}: {error.strerror}", parent
+        ) from error
     await disk.mkdir(os.path.join(draft, _STORE), mode=0o700)
     try:
         await disk.rename(draft, directory, source_fd=None, target_fd=None)

@@ -240,7 +240,7 @@ class Grant:
 
     def release(self) -> None:
         """Gives the lock back; works from any thread, once (NotOwned)."""
-        self._bridge.run(self._grant.release())
+        self._bridge.finish(self._grant.release)
 
     def __enter__(self) -> Self:
         return self
@@ -251,7 +251,7 @@ class Grant:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bridge.run(leave(self._grant, error))
+        self._bridge.finish(lambda: leave(self._grant, error))
 
 
 class Lock:
@@ -292,7 +292,7 @@ class Lock:
 
     def release(self) -> None:
         """Ends this thread's grant. NotOwned when there is none, LockLost when it had ended."""
-        self._bridge.run(self._lock.release())
+        self._bridge.finish(self._lock.release)
 
     def locked(self) -> bool:
         """Whether anybody, in any process, holds the lock."""
@@ -304,10 +304,19 @@ class Lock:
         return self._lock.owned_by(thread_owner())
 
     def __enter__(self) -> Grant:
-        return self._bridge.run(self._enter(), undo=_release)
+        entered: list[Grant] = []
+        try:
+            return self._bridge.run(self._enter(entered), undo=_release)
+        except BaseException:
+            # An interrupt may come after the call has ended and before the block begins.
+            if entered and not entered[0].held.released:
+                self._bridge.finish(entered[0].held.release)
+            raise
 
-    async def _enter(self) -> Grant:
-        return await self._wrap(await self._lock.grant(self._lock.timeout))
+    async def _enter(self, entered: list[Grant]) -> Grant:
+        grant = await self._wrap(await self._lock.grant(self._lock.timeout))
+        entered.append(grant)
+        return grant
 
     def __exit__(
         self,
@@ -315,7 +324,7 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bridge.run(self._lock.__aexit__(kind, error, traceback))
+        self._bridge.finish(lambda: self._lock.__aexit__(kind, error, traceback))
 
 
 async def _release(grant: Grant | None) -> None:

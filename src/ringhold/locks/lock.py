@@ -103,7 +103,7 @@ class LockService:
         self._check_open()
         if key in self._waiting or self.held(name, owner) is not None:
             raise DeadlockError(
-                f"lock {label!r} is held or awaited by this very owner ({owner}), "
+                f"lock {label!r} is held or awaited by this very owner, "
                 "which would wait for itself",
                 name=label,
             )

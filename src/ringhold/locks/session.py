@@ -155,12 +155,19 @@ class SessionState:
             await asyncio.gather(sleeper, waiter, return_exceptions=True)
 
 
+def check_ttl(ttl_s: float) -> None:
+    """TypeError, InvalidInput."""
+    if isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float)):
+        raise TypeError(f"session_ttl must be a number of seconds, not {type(ttl_s).__name__}")
+    if not TTL_S_MIN <= ttl_s <= TTL_S_MAX:
+        raise InvalidInput(f"session_ttl must be {TTL_S_MIN} to {TTL_S_MAX} s, not {ttl_s!r}")
+
+
 class Session:
     """Opens a session on first use, renews it, and opens another after it expired."""
 
     def __init__(self, store: Store, env: Env, *, ttl_s: float = 10.0):
-        if not TTL_S_MIN <= ttl_s <= TTL_S_MAX:
-            raise InvalidInput(f"session_ttl must be {TTL_S_MIN} to {TTL_S_MAX} s, not {ttl_s!r}")
+        check_ttl(ttl_s)
         self._store = store
         self._env = env
         self._ttl_s = float(ttl_s)

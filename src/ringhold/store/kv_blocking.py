@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,23 +20,35 @@ class KeyEvents:
     def __init__(self, bridge: Bridge, events: AsyncIterator[KeyEvent]):
         self._bridge = bridge
         self._events = events
+        self._next: asyncio.Task[KeyEvent | None] | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> KeyEvent:
         async def following() -> KeyEvent | None:
-            return await anext(self._events, None)
+            # An interrupt ends the waiting, not the watch: who asks again gets the same event.
+            if self._next is None:
+                self._next = asyncio.ensure_future(self._following())
+            event = await asyncio.shield(self._next)
+            self._next = None
+            return event
 
         event = self._bridge.run(following())
         if event is None:
             raise StopIteration
         return event
 
+    async def _following(self) -> KeyEvent | None:
+        return await anext(self._events, None)
+
     def close(self) -> None:
         """Ends the watch."""
 
         async def end() -> None:
+            if self._next is not None:
+                self._next.cancel()
+                await asyncio.gather(self._next, return_exceptions=True)
             await self._events.aclose()  # type: ignore[attr-defined]
 
         self._bridge.run(end())

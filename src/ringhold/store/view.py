@@ -88,7 +88,7 @@ class View:
                 self._reads[key] = entry
                 if key not in self._writes:
                     found[key] = entry
-            for key in self._writes:
+            for key in list(self._writes):
                 if position <= key < stop:
                     seen = self._seen(key)
                     if seen is not None:

@@ -56,23 +56,17 @@ class TransactionKeyValue:
         """The value of `key`, or `default`."""
         return self._bridge.run(self._kv.get(key, default))
 
-    # A view belongs to the loop, so even what is only buffered is buffered there.
+    # What is only buffered needs no trip to the loop: one change of a dictionary each.
 
     def put(self, key: str | bytes, value: Value, *, if_revision: int | None = None) -> None:
         """Buffers a put. `if_revision` is compared at the commit, which aborts if it differs."""
-
-        async def put() -> None:
-            self._kv.put(key, value, if_revision=if_revision)
-
-        self._bridge.run(put())
+        self._bridge.check_process()
+        self._kv.put(key, value, if_revision=if_revision)
 
     def delete(self, key: str | bytes) -> None:
         """Buffers a deletion; a key that does not exist is no error."""
-
-        async def delete() -> None:
-            self._kv.delete(key)
-
-        self._bridge.run(delete())
+        self._bridge.check_process()
+        self._kv.delete(key)
 
     def range(
         self,
@@ -126,11 +120,8 @@ class Transaction:
 
     def guard(self, name: str | bytes, token: int) -> None:
         """Commits only if the lock `name` is then held under `token`; StaleToken otherwise."""
-
-        async def guard() -> None:
-            self._transaction.guard(name, token)
-
-        self._bridge.run(guard())
+        self._bridge.check_process()
+        self._transaction.guard(name, token)
 
     def commit(self) -> int:
         """Makes everything visible at one revision and returns it.

@@ -260,7 +260,10 @@ class Transaction:
             await self._closing
 
     async def __aenter__(self) -> Self:
-        return await self.begin() if self._view is None else self
+        if self._view is None:
+            return await self.begin()
+        self.view()
+        return self
 
     async def __aexit__(
         self,
