@@ -71,6 +71,7 @@ class FileStat:
     device: int
     inode: int
     is_dir: bool
+    is_regular: bool
 
 
 class Disk(Protocol):
@@ -101,7 +102,8 @@ class Disk(Protocol):
     async def link_open_file(self, fd: int, name: str, *, dir_fd: int) -> None:
         """Gives the unnamed file `fd` (O_TMPFILE) its name; FileExistsError if it is taken."""
 
-    async def link(self, source: str, target: str, *, source_fd: int, target_fd: int) -> None: ...
+    async def link(self, source: str, target: str, *, source_fd: int, target_fd: int) -> None:
+        """A second name for `source` itself: a symbolic link is not followed."""
 
     async def rename(
         self, source: str, target: str, *, source_fd: int | None, target_fd: int | None
@@ -116,7 +118,13 @@ class Disk(Protocol):
 
     async def stat(self, path: str, *, dir_fd: int | None = None) -> FileStat: ...
 
+    async def lstat(self, path: str, *, dir_fd: int | None = None) -> FileStat:
+        """As `stat`, of a symbolic link itself."""
+
     async def fstat(self, fd: int) -> FileStat: ...
+
+    async def free_bytes(self, fd: int) -> tuple[int, int]:
+        """(free, total) of the file system of `fd`; free is what this process may use."""
 
     async def together(self, steps: Callable[[Disk], Coroutine[Any, Any, T]]) -> T:
         """Runs `steps` with a disk whose calls do not suspend: one hand-over to a thread for all.
@@ -191,6 +199,7 @@ def _file_stat(result: os.stat_result) -> FileStat:
         device=result.st_dev,
         inode=result.st_ino,
         is_dir=stat.S_ISDIR(result.st_mode),
+        is_regular=stat.S_ISREG(result.st_mode),
     )
 
 
@@ -250,7 +259,12 @@ class RealDisk:
 
     async def link(self, source: str, target: str, *, source_fd: int, target_fd: int) -> None:
         call = functools.partial(
-            os.link, source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd
+            os.link,
+            source,
+            target,
+            src_dir_fd=source_fd,
+            dst_dir_fd=target_fd,
+            follow_symlinks=False,
         )
         await self._blocking(call)
 
@@ -274,8 +288,15 @@ class RealDisk:
     async def stat(self, path: str, *, dir_fd: int | None = None) -> FileStat:
         return _file_stat(await self._blocking(functools.partial(os.stat, path, dir_fd=dir_fd)))
 
+    async def lstat(self, path: str, *, dir_fd: int | None = None) -> FileStat:
+        return _file_stat(await self._blocking(functools.partial(os.lstat, path, dir_fd=dir_fd)))
+
     async def fstat(self, fd: int) -> FileStat:
         return _file_stat(await self._blocking(os.fstat, fd))
+
+    async def free_bytes(self, fd: int) -> tuple[int, int]:
+        found = await self._blocking(os.fstatvfs, fd)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
     async def together(self, steps: Callable[[Disk], Coroutine[Any, Any, T]]) -> T:
         return await self._blocking(_run_inline, steps)

@@ -396,7 +396,7 @@ def test_adoption(place: Place) -> None:
             with pytest.raises(FileExistsError):
                 await anyone.adopt(other)
             wrong = place.open(expected=other)
-            with pytest.raises(NodeDown, match="not Identity"):
+            with pytest.raises(NodeDown, match="not node 'n"):
                 await wrong.put(chunk_id(), DATA, DIGEST)
             with pytest.raises(NodeDown):
                 await wrong.get(chunk_id())

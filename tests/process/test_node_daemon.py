@@ -25,11 +25,13 @@ import pytest
 from ringhold.core import checksum, digest
 from ringhold.env import real_env
 from ringhold.errors import InvalidInput, NodeDown
+from ringhold.nodes.address import loopback_address
 from ringhold.nodes.base import ChunkId, ChunkState, Identity
 from ringhold.nodes.chunk_file import verify_part
 from ringhold.nodes.client import RemoteNode
 from ringhold.nodes.directory import DirectoryNode
 from ringhold.nodes.mount import FAILED, chunk_path
+from ringhold.nodes.pool import open_node
 from ringhold.nodes.protocol import (
     BODY_BYTES_MAX,
     HEAD_BYTES,
@@ -44,7 +46,8 @@ from ringhold.nodes.protocol import (
     pack_chunks,
     parse_head,
 )
-from ringhold.nodes.server import HANDSHAKE_S, loopback_address
+from ringhold.nodes.records import NodeRecord
+from ringhold.nodes.server import HANDSHAKE_S
 
 DAEMON = Path(__file__).parent / "node_daemon.py"
 IDENTITY = Identity(b"C" * 16, "n1", 1)
@@ -449,16 +452,47 @@ def test_a_directory_of_others_is_refused_and_left_alone(tmp_path: Path) -> None
     )
     assert result.returncode != 0
     assert b"something else than a node" in result.stderr
+    assert b"Group" not in result.stderr
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
+def _ended_at_once(*arguments: str) -> tuple[int, list[str]]:
+    """How the command `ringhold node` ended: its exit code, and the lines it told people."""
+    command = [sys.executable, "-m", "ringhold.cli", "node", *arguments]
+    result = subprocess.run(command, capture_output=True, timeout=30, text=True)
+    assert not result.stdout
+    return result.returncode, result.stderr.splitlines()
+
+
+def test_what_keeps_a_daemon_from_starting_is_told_in_one_line(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    foreign = tmp_path / ("a long name " * 12)
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    fresh = str(tmp_path / "fresh")
+    cases = [
+        (("--data", str(foreign)), 2, "something else than a node"),
+        (("--data", fresh, "--listen", "192.0.2.1:0"), 2, "not loopback"),
+        (("--data", str(daemon.path)), 3, "another daemon"),
+        (("--data", fresh, "--listen", daemon.address), 1, "in use"),
+        (("--data", str(tmp_path / "no" / "parent")), 1, "No such file"),
+    ]
+    for arguments, expected, message in cases:
+        code, lines = _ended_at_once(*arguments)
+        assert (code, len(lines)) == (expected, 1), (arguments, code, lines)
+        assert message in lines[0]
+    assert os.listdir(foreign) == ["thesis.txt"]
+    asyncio.run(check_serves(daemon))
+
+
 def test_only_loopback_is_served() -> None:
-    assert loopback_address("localhost") == "127.0.0.1"
-    assert loopback_address("127.0.0.5") == "127.0.0.5"
-    assert loopback_address("::1") == "::1"
+    assert loopback_address("localhost", "listen address") == "127.0.0.1"
+    assert loopback_address("127.0.0.5", "listen address") == "127.0.0.5"
+    assert loopback_address("::1", "listen address") == "::1"
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "127.0.0.1.example.org"):
         with pytest.raises(InvalidInput, match="listen address"):
-            loopback_address(host)
+            loopback_address(host, "listen address")
 
 
 def test_an_empty_directory_waits_for_its_adoption(tmp_path: Path) -> None:
@@ -501,7 +535,7 @@ def test_a_wiped_directory_takes_nothing_until_its_new_incarnation(daemon: Daemo
         replaced = daemon.node(expected=later)
         await replaced.adopt(later)
         await replaced.put(chunk_id(1), DATA, DIGEST)
-        with pytest.raises(NodeDown, match="incarnation=2"):
+        with pytest.raises(NodeDown, match="incarnation 2"):
             await node.put(chunk_id(1), DATA, DIGEST)
         await replaced.close()
         await node.close()
@@ -541,6 +575,127 @@ def test_addresses_that_are_none() -> None:
     for address in ("", "localhost", ":1", "host:", "host:port", "host:0", "host:65536"):
         with pytest.raises(InvalidInput, match="host:port"):
             RemoteNode(address, "n1", real_env())
+
+
+def test_addresses_of_other_hosts_are_not_connected_to() -> None:
+    for address in ("192.0.2.1:80", "example.org:80", "0.0.0.0:80", "[2001:db8::1]:80"):
+        with pytest.raises(InvalidInput, match="of node n1"):
+            RemoteNode(address, "n1", real_env())
+        with pytest.raises(InvalidInput, match="of node n1"):
+            open_node(NodeRecord("n1", 1, address=address), IDENTITY.cluster, real_env())
+
+
+def test_localhost_and_the_other_loopback_addresses_are(daemon: Daemon) -> None:
+    async def main() -> None:
+        node = RemoteNode(f"localhost:{daemon.port}", "n1", real_env(), expected=IDENTITY)
+        assert await node.has([chunk_id(0)]) == [False]
+        await node.close()
+
+    asyncio.run(main())
+    assert RemoteNode("[::1]:80", "n1", real_env()).address == "[::1]:80"
+
+
+def test_a_stopped_daemon_is_noticed_by_a_handshake_and_then_left_alone(daemon: Daemon) -> None:
+    async def main() -> None:
+        node = daemon.node()
+        chunk = chunk_id(0)
+        await node.put(chunk, DATA, DIGEST)
+        daemon.signal(signal.SIGSTOP)
+        started = time.monotonic()
+        asked = [node.get(chunk), node.has([chunk]), node.put(chunk, DATA, DIGEST)]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(result, NodeDown) for result in results), results
+        assert time.monotonic() - started < 4
+        # Who reads again and again pays for a few more attempts, not for each read.
+        started, slow = time.monotonic(), []
+        while time.monotonic() - started < 4:
+            before = time.monotonic()
+            with pytest.raises(NodeDown, match="silent"):
+                await node.get(chunk)
+            took = time.monotonic() - before
+            if took > 0.1:
+                slow.append(took)
+            await asyncio.sleep(0.01)
+        assert 0 < len(slow) <= 5
+        assert max(slow) < 0.9
+        daemon.signal(signal.SIGCONT)
+        async with asyncio.timeout(15):
+            while True:
+                try:
+                    await node.has([chunk])
+                    break
+                except NodeDown:
+                    await asyncio.sleep(0.01)
+        await node.close()
+
+    asyncio.run(main())
+
+
+def test_a_daemon_whose_disk_is_slow_is_not_down(tmp_path: Path) -> None:
+    """The daemon's fdatasync takes 3 s; all that time nothing arrives on the connection."""
+    path = tmp_path / "slow"
+    asyncio.run(DirectoryNode(str(path), "n1", real_env()).adopt(IDENTITY))
+    daemon = Daemon(path, "slow").start()
+
+    async def main() -> None:
+        node = daemon.node(timeout_s=2.0)
+        await node.has([chunk_id(0)])
+        started = time.monotonic()
+        await node.put(chunk_id(0), DATA, DIGEST)
+        assert time.monotonic() - started >= 3
+        assert not node.is_down
+        await node.close()
+
+    try:
+        asyncio.run(main())
+    finally:
+        daemon.kill()
+
+
+FORKING = """
+import asyncio, os, sys
+from ringhold.env import real_env
+from ringhold.errors import Closed
+from ringhold.nodes.base import ChunkId
+from ringhold.nodes.client import RemoteNode
+
+chunk = ChunkId(bytes(16), 0)
+parent = os.getpid()
+
+async def child(node):
+    try:
+        await node.has([chunk])
+    except Closed as error:
+        assert error.pid == parent and str(parent) in str(error), error
+    else:
+        raise AssertionError("the child used the connection of its parent")
+    await node.close()
+
+async def open_and_fork():
+    node = RemoteNode(sys.argv[1], "n1", real_env())
+    await node.has([chunk])
+    pid = os.fork()
+    if pid:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert await node.has([chunk]) == [False]
+        await node.close()
+    return pid, node
+
+pid, node = asyncio.new_event_loop().run_until_complete(open_and_fork())
+if not pid:
+    code = 1
+    try:
+        asyncio.new_event_loop().run_until_complete(child(node))
+        code = 0
+    finally:
+        os._exit(code)
+"""
+
+
+def test_a_forked_child_does_not_use_its_parents_connection(daemon: Daemon) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, daemon.address]
+    result = subprocess.run(command, capture_output=True, timeout=30, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_nobody_listens() -> None:

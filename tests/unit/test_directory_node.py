@@ -24,12 +24,13 @@ import pytest
 
 from ringhold.core import digest
 from ringhold.env import Disk, RealDisk, RealEnv, finish, real_env
-from ringhold.errors import NodeDown
+from ringhold.errors import Corrupt, NodeDown
 from ringhold.nodes import identity as identity_file
 from ringhold.nodes.base import ChunkId, ChunkState, Identity
-from ringhold.nodes.chunk_file import HEADER_BYTES, verify_part
+from ringhold.nodes.chunk_file import HEADER_BYTES, encode_header, verify_part
 from ringhold.nodes.directory import DirectoryNode
 from ringhold.nodes.mount import FAILED, Directory, chunk_path
+from ringhold.nodes.reserve import RESERVE_BYTES_MIN, reserve_bytes
 
 T = TypeVar("T")
 
@@ -295,7 +296,7 @@ def test_a_failure_that_cannot_be_marked_is_remembered(tmp_path: Path) -> None:
         node = node_at(path, env)
         await node.put(ChunkId(bytes(16), 1), DATA, DIGEST)
         env.calls.clear()
-        env.fail_at, env.persistent = 5, True  # from the fdatasync on
+        env.fail_at, env.persistent = 6, True  # from the fdatasync on
         with pytest.raises(NodeDown):
             await node.put(CHUNK, DATA, DIGEST)
         env.fail_at = 0
@@ -412,6 +413,135 @@ def test_verify_all_finds_what_rotted_and_keeps_it_for_people(tmp_path: Path) ->
             ChunkState.MISSING if chunk == chunks[3] else ChunkState.GOOD for chunk in chunks
         ]
         await node.put(chunks[3], DATA, DIGEST)
+        await node.close()
+
+    asyncio.run(main())
+
+
+def _replace(file: Path, what: str) -> None:
+    """Puts something into the place of a chunk file."""
+    file.unlink()
+    if what == "fifo":
+        os.mkfifo(file)
+    elif what == "directory":
+        file.mkdir()
+        (file / "inside").write_text("something of somebody")
+    elif what == "loop":
+        file.symlink_to(file)
+    elif what == "dangling":
+        file.symlink_to("nowhere")
+    else:
+        # To another file system, and to a whole copy of the chunk: followed, it would be good.
+        copy = _elsewhere()
+        copy.write_bytes(encode_header(CHUNK, DATA, DIGEST) + DATA)
+        file.symlink_to(copy)
+
+
+def _elsewhere() -> Path:
+    return Path(f"/dev/shm/ringhold-test-{os.getpid()}")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", ["fifo", "directory", "loop", "dangling", "file elsewhere"])
+def test_what_is_no_regular_file_is_a_damaged_chunk_and_is_mended(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = adopted(tmp_path / "n")
+    file = path / chunk_path(CHUNK)
+    kept = path / "quarantine"
+
+    async def main() -> None:
+        node = node_at(path)
+        await node.put(CHUNK, DATA, DIGEST)
+        _replace(file, what)
+        with pytest.raises(Corrupt):
+            await node.get(CHUNK)
+        assert await node.verify([CHUNK]) == [ChunkState.DAMAGED]
+        assert await node.has([CHUNK]) == [False]
+        await node.put(CHUNK, DATA, DIGEST)
+        assert await content_of(path) == DATA
+        assert len(list(kept.iterdir())) == 1
+        caplog.clear()
+        await node.put(CHUNK, DATA, DIGEST)
+        assert not caplog.records
+        _replace(file, what)
+        assert await node.verify_all() == [CHUNK]
+        assert await node.verify([CHUNK]) == [ChunkState.MISSING]
+        await node.put(CHUNK, DATA, DIGEST)
+        _replace(file, what)
+        await node.delete([CHUNK])
+        assert not (path / FAILED).exists()
+        await node.close()
+
+    before = open_descriptors()
+    try:
+        asyncio.run(main())
+    finally:
+        _elsewhere().unlink(missing_ok=True)
+    assert open_descriptors() <= before
+    assert not os.path.lexists(file)
+    if what == "directory":
+        inside = [(entry / "inside").read_text() for entry in kept.iterdir()]
+        assert inside == ["something of somebody"] * 3
+
+
+@pytest.mark.timeout(20)
+def test_an_identity_that_is_a_fifo_keeps_nobody_waiting(tmp_path: Path) -> None:
+    path = adopted(tmp_path / "n")
+    _replace(path / "identity", "fifo")
+
+    async def main() -> None:
+        node = node_at(path)
+        with pytest.raises(NodeDown, match="no regular file"):
+            await node.get(CHUNK)
+        await node.close()
+
+    asyncio.run(main())
+
+
+def test_the_reserve_of_a_file_system() -> None:
+    assert reserve_bytes(0) == 4 << 20
+    assert reserve_bytes(400 << 20) == 4 << 20
+    assert reserve_bytes(50 << 30) == (50 << 30) // 100
+    assert reserve_bytes(16 << 40) == 1 << 30
+
+
+class SmallDisk(SteppedDisk):
+    """Room for three chunks above the reserve, and none of those written is seen to take any."""
+
+    free = RESERVE_BYTES_MIN + 3 * (HEADER_BYTES + len(DATA))
+
+    async def free_bytes(self, fd: int) -> tuple[int, int]:
+        return self.free, 100 << 20
+
+
+def test_puts_at_the_same_time_leave_the_reserve_together(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = adopted(tmp_path / "n")
+        env = SteppedEnv()
+        env.disk = disk = SmallDisk(env)
+        node = node_at(path, env)
+        await node.has([CHUNK])
+        chunks = [ChunkId(bytes(16), number) for number in range(8)]
+        puts = [node.put(chunk, DATA, DIGEST) for chunk in chunks]
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        stored = [chunk for chunk, result in zip(chunks, results, strict=True) if result is None]
+        assert await node.list_chunks() == stored
+        assert len(stored) <= 3
+        for result in results:
+            if result is not None:
+                assert isinstance(result, OSError)
+                assert result.errno == errno.ENOSPC
+                assert "node n1 is full" in str(result)
+                assert str(RESERVE_BYTES_MIN) in str(result)
+        await node.put(CHUNK, DATA, DIGEST)
+        disk.free = 0
+        with pytest.raises(OSError, match="is full"):
+            await node.put(ChunkId(bytes(16), 9), DATA, DIGEST)
+        assert await content_of(path) == DATA
+        await node.delete(chunks)
+        assert await node.list_chunks() == []
+        assert not (path / FAILED).exists()
         await node.close()
 
     asyncio.run(main())
@@ -580,13 +710,13 @@ def test_a_write_that_stops_halfway(tmp_path: Path, unnamed_files: bool) -> None
 def test_a_full_file_system(tmp_path: Path, unnamed_files: bool) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
     try:
         path = adopted(disk / "n")
 
         async def main() -> None:
             node = node_at(path, unnamed_files=unnamed_files)
-            kept = []
+            kept: list[ChunkId] = []
             refused: OSError | None = None
             while refused is None:
                 chunk = ChunkId(bytes(16), len(kept))
@@ -596,6 +726,10 @@ def test_a_full_file_system(tmp_path: Path, unnamed_files: bool) -> None:
                 except OSError as error:
                     refused = error
             assert refused.errno == errno.ENOSPC
+            # What is left serves the store, so that something can be deleted at all.
+            of_the_store = disk / "store"
+            of_the_store.write_bytes(bytes(RESERVE_BYTES_MIN - (64 << 10)))
+            of_the_store.unlink()
             assert len(kept) > 5
             assert await node.list_chunks() == kept
             assert await node.verify(kept) == [ChunkState.GOOD] * len(kept)

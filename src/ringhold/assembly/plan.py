@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ringhold.assembly.location import Location
 from ringhold.core import Ring
 from ringhold.errors import InvalidInput, NotEnoughNodes
+from ringhold.nodes.address import node_address
 from ringhold.nodes.base import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PARTITIONS
 from ringhold.nodes.records import Holder, NodeRecord, PartitionRecord
 from ringhold.types import Node, NodeSpec, check_weight
@@ -122,11 +123,7 @@ def check_spec(spec: NodeSpec) -> NodeSpec:
 def check_address(name: str, address: str) -> None:
     if not isinstance(address, str):
         raise TypeError(f"address of node {name!r} must be str, not {type(address).__name__}")
-    host, separator, port = address.rpartition(":")
-    if not host or not separator or not port.isascii() or not port.isdigit():
-        raise InvalidInput(f"address of node {name!r} must be host:port, not {address!r}")
-    if not 1 <= int(port) <= 65535:
-        raise InvalidInput(f"port of node {name!r} must be 1 to 65535, not {port}")
+    node_address(address, name)
 
 
 def _check_name(name: str, what: str) -> str:

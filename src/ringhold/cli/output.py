@@ -56,7 +56,8 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except (RingholdError, OSError) as error:
-        errors.print(f"ringhold: {error or type(error).__name__}", style="red", markup=False)
+        text = f"ringhold: {str(error) or type(error).__name__}"
+        errors.print(text, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(exit_code(error)) from error
 
 

@@ -52,6 +52,12 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     name: str
     incarnation: int
 
+    def __str__(self) -> str:
+        return (
+            f"node {self.name!r} of cluster {self.cluster.hex()[:8]}…, "
+            f"incarnation {self.incarnation}"
+        )
+
 
 class ChunkState(enum.Enum):
     """What `Node.verify` found."""

@@ -4,7 +4,8 @@ Guaranteed: when `put` returns, data and name survive a power cut. A chunk becom
 with all its data durable. After a failed fsync nobody, in whatever process, gets anything
 acknowledged here until `verify_all` has read everything back from the disk: the kernel reports
 such a failure once and forgets the data. Only the directory that was adopted is written to.
-A cancelled `put` leaves either nothing visible or the whole chunk, durable.
+A cancelled `put` leaves either nothing visible or the whole chunk, durable. What lies in a chunk's
+place and is no regular file is a damaged chunk: it is not waited for, not followed, and put aside.
 
 Not guaranteed: that what was acknowledged stays readable. Disks rot; `get` hands out what it
 finds, together with the means to judge it.
@@ -15,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from ringhold.env import Buffer, Disk, finish
 from ringhold.errors import Corrupt, InvalidInput
@@ -37,6 +38,7 @@ from ringhold.nodes.guarded import GuardedDirectory
 from ringhold.nodes.mount import (
     FAILED,
     OPEN_DIRECTORY,
+    OPEN_FILE,
     SUBDIRECTORIES,
     Directory,
     Mount,
@@ -47,15 +49,23 @@ from ringhold.nodes.mount import (
     subdirectory_of,
 )
 from ringhold.nodes.new_file import NewFile
+from ringhold.nodes.reserve import check_space
 
 logger = logging.getLogger("ringhold")
 
 # Below this size hashing takes less time than handing it to a thread.
 HASH_IN_THREAD_BYTES = 256 << 10
-_OPEN_CHUNK = os.O_RDONLY | os.O_NOFOLLOW
 # Errors that mean that this file, not the whole node, cannot be read: a bad sector, or
 # something other than a file in its place.
-_UNREADABLE = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EUCLEAN, errno.EBADMSG)
+_UNREADABLE = (
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.EUCLEAN,
+    errno.EBADMSG,
+)
 
 
 class DirectoryNode(GuardedDirectory):
@@ -105,12 +115,13 @@ class DirectoryNode(GuardedDirectory):
 
                 async def write(disk: Disk) -> None:
                     await self._check_writable(disk, mount)
+                    await check_space(disk, directory.fd, self._writing, self.name)
                     await new.open(disk, directory.fd)
                     await self._step(f"write of {chunk}", disk.pwrite(new.fd, [header, view], 0))
                     await self._sync(f"fdatasync of {chunk}", disk.fdatasync(new.fd))
 
                 try:
-                    await self._disk.together(write)
+                    await self._write(write, len(header) + len(view))
                     # From the link on there is no way back: only a durable name may stay.
                     publish = self._publish(mount, directory, new, chunk, digest)
                     await finish(asyncio.ensure_future(publish))
@@ -119,6 +130,14 @@ class DirectoryNode(GuardedDirectory):
                         await finish(asyncio.ensure_future(self._discard(new)))
             if self._failures != failures:
                 raise self._down("failed while the chunk was written")
+
+    async def _write(self, steps: Callable[[Disk], Coroutine[Any, Any, None]], size: int) -> None:
+        # Who writes at the same time counts in full: the disk may not know of their bytes yet.
+        self._writing += size
+        try:
+            await self._disk.together(steps)
+        finally:
+            self._writing -= size
 
     async def _discard(self, new: NewFile) -> None:
         try:
@@ -156,16 +175,20 @@ class DirectoryNode(GuardedDirectory):
         """Gives the damaged file a second name in quarantine/.
 
         Its first name goes to the new file at once, by one rename: with two renames a crash in
-        between, or somebody else's repair at the same time, could take away a good copy.
+        between, or somebody else's repair at the same time, could take away a good copy. What is
+        no regular file is no copy, and need not have a second name: it is moved.
         """
-        kept = f"{chunk}.{self._env.random_bytes(4).hex()}"
-        logger.warning("node %s: chunk file %s is damaged, kept as %s", self.name, chunk, kept)
-        link = disk.link(str(chunk), kept, source_fd=directory.fd, target_fd=mount.quarantine_fd)
+        name, kept = str(chunk), f"{chunk}.{self._env.random_bytes(4).hex()}"
         try:
-            await self._step(f"quarantine of {chunk}", link)
+            is_file = (await disk.lstat(name, dir_fd=directory.fd)).is_regular
+            take = disk.link if is_file else disk.rename
+            taking = take(name, kept, source_fd=directory.fd, target_fd=mount.quarantine_fd)
+            await self._step(f"quarantine of {chunk}", taking)
         except FileNotFoundError:
             return  # deleted meanwhile
         await self._sync(f"fsync of quarantine/ for {chunk}", disk.fsync_dir(mount.quarantine_fd))
+        what = "a damaged chunk file was" if is_file else "what was no chunk file is"
+        logger.warning("node %s: chunk %s: %s kept as %s", self.name, chunk, what, kept)
 
     async def _is_good(
         self, disk: Disk, mount: Mount, chunk: ChunkId, digest: bytes | None
@@ -175,7 +198,7 @@ class DirectoryNode(GuardedDirectory):
         FileNotFoundError when there is none.
         """
         try:
-            fd = await disk.open(chunk_path(chunk), _OPEN_CHUNK, dir_fd=mount.root_fd)
+            fd = await _open_chunk(disk, mount, chunk)
             try:
                 await self._sync(f"fdatasync of {chunk}", disk.fdatasync(fd))
                 # What the page cache holds says nothing about the disk.
@@ -201,7 +224,7 @@ class DirectoryNode(GuardedDirectory):
 
         async def read(disk: Disk) -> ChunkPart:
             try:
-                fd = await disk.open(chunk_path(chunk), _OPEN_CHUNK, dir_fd=mount.root_fd)
+                fd = await _open_chunk(disk, mount, chunk)
             except FileNotFoundError:
                 await self._check_identity(disk, mount)
                 raise
@@ -293,11 +316,13 @@ class DirectoryNode(GuardedDirectory):
             await self._check_writable(self._disk, mount)
             for index, inside in by_directory.items():
                 async with mount.directory(index) as directory:
-                    await self._unlink(directory, index, inside)
+                    await self._unlink(mount, directory, index, inside)
             if self._failures != failures:
                 raise self._down("failed while chunks were deleted")
 
-    async def _unlink(self, directory: Directory, index: int, chunks: list[ChunkId]) -> None:
+    async def _unlink(
+        self, mount: Mount, directory: Directory, index: int, chunks: list[ChunkId]
+    ) -> None:
         async def steps(disk: Disk) -> None:
             for chunk in chunks:
                 try:
@@ -305,6 +330,9 @@ class DirectoryNode(GuardedDirectory):
                     await self._step(f"deletion of {chunk}", unlink)
                 except FileNotFoundError:
                     continue
+                except IsADirectoryError:
+                    # Nobody's chunk is in there, and perhaps somebody's files.
+                    await self._quarantine(disk, mount, directory, chunk)
 
         await self._disk.together(steps)
         await self._sync(f"fsync of {subdirectory_name(index)}", directory.sync())
@@ -354,7 +382,7 @@ class DirectoryNode(GuardedDirectory):
         async with mount.directory(index) as directory:
             for chunk in damaged:
                 await self._quarantine(self._disk, mount, directory, chunk)
-                await self._unlink(directory, index, [chunk])
+                await self._unlink(mount, directory, index, [chunk])
             await self._sync(f"fsync of {subdirectory_name(index)}", directory.sync())
         return damaged
 
@@ -384,13 +412,29 @@ async def _read_part(
     return ChunkPart(first[:HEADER_BYTES], start, data)
 
 
+async def _open_chunk(disk: Disk, mount: Mount, chunk: ChunkId) -> int:
+    """A descriptor of the regular file of `chunk`; Corrupt when something else is there."""
+    fd = await disk.open(chunk_path(chunk), OPEN_FILE, dir_fd=mount.root_fd)
+    try:
+        if (await disk.fstat(fd)).is_regular:
+            return fd
+    except BaseException:
+        await disk.close(fd)
+        raise
+    await disk.close(fd)
+    raise Corrupt(f"chunk file {chunk}: what is there is no regular file", what=str(chunk))
+
+
 async def _exists_at(disk: Disk, dir_fd: int, path: str) -> bool:
     try:
-        await disk.stat(path, dir_fd=dir_fd)
+        await disk.lstat(path, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
     return True
 
 
 async def _has(disk: Disk, mount: Mount, chunk: ChunkId) -> bool:
-    return await _exists_at(disk, mount.root_fd, chunk_path(chunk))
+    try:
+        return (await disk.lstat(chunk_path(chunk), dir_fd=mount.root_fd)).is_regular
+    except FileNotFoundError:
+        return False

@@ -50,6 +50,7 @@ class GuardedDirectory:
         self._closed = False
         self._failure: str | None = None
         self._failures = 0
+        self._writing = 0
         self._unmarked = False
 
     @property
@@ -196,7 +197,7 @@ class GuardedDirectory:
         reason = str(self._failure)
         logger.error("node %s at %s failed: %s", self.name, self.path, reason)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = await self._disk.open(FAILED, flags, dir_fd=mount.root_fd)
             try:
                 await self._disk.pwrite(fd, [reason.encode("utf-8", "replace") + b"\n"], 0)

@@ -3,7 +3,7 @@
     identity                    see `ringhold.nodes.identity`
     data/<2 hex>/<run>.<nn>     chunk files; <2 hex> is the top 8 bits of the run's partition
     tmp/<owner>-<random>        files without a final name, where there are no unnamed files
-    quarantine/<name>.<random>  damaged chunk files, kept for people
+    quarantine/<name>.<random>  damaged chunk files, and what was in their place, for people
     failed                      there was a failed fsync; nothing is acknowledged until verified
     lock                        held by the daemon that serves the directory
 
@@ -42,6 +42,8 @@ LOCK = "lock"
 SUBDIRECTORIES = 256
 IDLE_DIRECTORIES_MAX = 64
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+# Whatever lies in the place of a file, opening it must neither wait nor lead elsewhere.
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class DiskFailure(Exception):
@@ -235,14 +237,14 @@ async def _owner(disk: Disk) -> str:
 async def read_identity(disk: Disk, root_fd: int, path: str) -> tuple[Identity, FileStat] | None:
     """The identity file below `root_fd`, and which file it is; None when there is none."""
     try:
-        fd = await disk.open(identity_file.FILE_NAME, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=root_fd)
+        fd = await disk.open(identity_file.FILE_NAME, OPEN_FILE, dir_fd=root_fd)
     except FileNotFoundError:
         return None
     try:
-        content = await disk.pread(fd, identity_file.FILE_BYTES_MAX, 0)
         found = await disk.fstat(fd)
-    except IsADirectoryError as error:
-        raise Corrupt(f"{path}/{identity_file.FILE_NAME} is a directory", what=path) from error
+        if not found.is_regular:
+            raise Corrupt(f"{path}/{identity_file.FILE_NAME} is no regular file", what=path)
+        content = await disk.pread(fd, identity_file.FILE_BYTES_MAX, 0)
     finally:
         await disk.close(fd)
     return identity_file.decode(content, f"{path}/{identity_file.FILE_NAME}"), found

@@ -14,17 +14,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
-import ipaddress
 import itertools
 import json
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from ringhold.env import Buffer, Env, process_id
 from ringhold.errors import Corrupt, InvalidInput, NodeDown, RingholdError
+from ringhold.nodes.address import loopback_address
 from ringhold.nodes.adoption import is_empty, make_directory
 from ringhold.nodes.base import CHUNK_BYTES_MAX, ChunkId, ChunkState, Identity
 from ringhold.nodes.connection import STALL_S, Budget, Connection
@@ -57,6 +58,7 @@ logger = logging.getLogger("ringhold")
 
 HANDSHAKE_S = 5.0
 DRAIN_S = 10.0
+BACKLOG = 128
 REQUESTS_MAX = 64
 MEMORY_BYTES_MAX = 256 << 20
 CONNECTION_BYTES_MAX = 64 << 20
@@ -70,10 +72,10 @@ _STATES = {ChunkState.GOOD: 0, ChunkState.MISSING: 1, ChunkState.DAMAGED: 2}
 class Service:
     """What all connections share: the node, whose identity only adoption changes, and memory."""
 
-    def __init__(self, directory: str, env: Env, tasks: asyncio.TaskGroup):
+    def __init__(self, directory: str, env: Env):
         self.directory = directory
         self.env = env
-        self.tasks = tasks
+        self.tasks = asyncio.TaskGroup()
         self.memory = Budget(MEMORY_BYTES_MAX)
         self.identity: Identity | None = None
         self.node = DirectoryNode(directory, "unadopted", env)
@@ -106,11 +108,11 @@ class Service:
 
     async def verify_failed(self) -> None:
         """Reads everything back after an fsync failed in an earlier life of the daemon."""
-        if self.identity is None or not await self.node.is_marked_failed():
-            return
         try:
+            if self.identity is None or not await self.node.is_marked_failed():
+                return
             damaged = await self.node.verify_all()
-        except NodeDown as error:
+        except (OSError, RingholdError) as error:
             logger.error("%s: still failed: %s", self.directory, error)
         else:
             logger.warning("%s: verified, %d chunks damaged", self.directory, len(damaged))
@@ -359,22 +361,6 @@ _OPERATIONS: dict[Operation, Callable[[DirectoryNode, Frame], Coroutine[Any, Any
 }
 
 
-def loopback_address(host: str) -> str:
-    """`host` as a numeric loopback address; InvalidInput for any other."""
-    if host == "localhost":
-        return "127.0.0.1"
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        raise InvalidInput(f"listen address {host!r} is not a numeric address") from None
-    if not address.is_loopback:
-        raise InvalidInput(
-            f"listen address {host} is not loopback: nodes do not yet know who connects, so "
-            "they serve this host only"
-        )
-    return str(address)
-
-
 def _format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -427,25 +413,43 @@ async def serve(
 
     `ready` is called with "host:port" once requests are taken; port 0 picks one. A missing
     directory is made. InvalidInput for another address and for a directory with other content;
-    NodeDown when another daemon serves it, or when it cannot be read.
+    NodeDown when another daemon serves it, or when it cannot be read; OSError when the port is
+    taken.
     """
-    address = loopback_address(host)
-    loop = asyncio.get_running_loop()
+    address = loopback_address(host, "listen address")
     await make_directory(env, directory)
-    async with _stop_signals() as stop, asyncio.TaskGroup() as tasks:
-        service = Service(directory, env, tasks)
+    service = Service(directory, env)
+    try:
         await service.open()
-        async with _locked(directory, env):
-            factory = functools.partial(_new_session, service, itertools.count())
-            server = await loop.create_server(factory, address, port)
-            recovery = tasks.create_task(service.verify_failed())
-            try:
-                ready(_format_address(address, server.sockets[0].getsockname()[1]))
-                await stop.wait()
-            finally:
-                server.close()
-                recovery.cancel()
-                await _end(service)
+        async with _locked(directory, env), _stop_signals() as stop:
+            # What can be wrong from outside goes wrong before the group of tasks begins, which
+            # would wrap it. Connections wait in the listening socket until there is the group.
+            with _listening(address, port) as listening:
+                bound = _format_address(address, listening.getsockname()[1])
+                await _serve(service, listening, stop, functools.partial(ready, bound))
+    finally:
+        await service.node.close()
+
+
+def _listening(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, port), family=family, backlog=BACKLOG)
+
+
+async def _serve(
+    service: Service, listening: socket.socket, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    factory = functools.partial(_new_session, service, itertools.count())
+    async with service.tasks as tasks:
+        server = await asyncio.get_running_loop().create_server(factory, sock=listening)
+        recovery = tasks.create_task(service.verify_failed())
+        try:
+            ready()
+            await stop.wait()
+        finally:
+            server.close()
+            recovery.cancel()
+            await _end(service)
 
 
 async def _end(service: Service) -> None:
@@ -460,7 +464,6 @@ async def _end(service: Service) -> None:
     finally:
         for session in sessions:
             session.connection.abort()
-        await service.node.close()
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
