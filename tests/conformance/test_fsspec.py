@@ -8,11 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import io
 import os
 import pickle
-from collections.abc import Iterator
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import fsspec
@@ -178,6 +184,234 @@ def test_compression_and_text_publish_on_close_and_discard_on_error(fs: Any) -> 
         assert not fs.exists("/no")
 
 
+class Handles:
+    """As pandas' IOHandles and many others: leaving it closes, whatever the reason."""
+
+    def __init__(self, handle: Any):
+        self.handle = handle
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, data: Any) -> None:
+        self.handle.write(data)
+
+    def close(self) -> None:
+        self.handle.flush()
+        self.handle.close()
+
+
+@contextlib.contextmanager
+def called_back(file: Any) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
+        yield file
+
+
+WAYS: dict[str, Callable[[Any, str, str | None], Any]] = {
+    "fs.open": lambda fs, mode, how: fs.open("/f", mode, compression=how),
+    "fsspec.open": lambda fs, mode, how: fsspec.open(
+        "ringhold:///f", mode, compression=how, cluster=fs.cluster
+    ),
+    "OpenFile": lambda fs, mode, how: fsspec.core.OpenFile(fs, "/f", mode, how),
+    "closing": lambda fs, mode, how: contextlib.closing(fs.open("/f", mode, compression=how)),
+    "ExitStack": lambda fs, mode, how: called_back(fs.open("/f", mode, compression=how)),
+    "pandas": lambda fs, mode, how: Handles(fs.open("/f", mode, compression=how)),
+}
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("mode", ["wb", "wt"])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_exception_that_leaves_a_block_discards_whoever_closes_the_file(
+    fs: Any, way: str, mode: str, compression: str | None
+) -> None:
+    data: Any = b"half" if mode == "wb" else "half"
+    fs.pipe_file("/f", b"good old contents")
+    with contextlib.suppress(KeyError), WAYS[way](fs, mode, compression) as file:
+        file.write(data)
+        raise KeyError
+    assert fs.cat_file("/f") == b"good old contents"
+    with WAYS[way](fs, mode, compression) as file:
+        file.write(data)
+    written = fs.cat_file("/f")
+    assert (gzip.decompress(written) if compression else written) == b"half"
+
+
+def test_blocks_of_classes_written_in_c_count_too(fs: Any) -> None:
+    fs.pipe_file("/f", b"good old contents")
+    for wrap in (io.BufferedWriter, lambda file: io.TextIOWrapper(file).detach()):
+        with contextlib.suppress(KeyError), wrap(fs.open("/f", "wb")) as file:
+            file.write(b"half")
+            raise KeyError
+        assert fs.cat_file("/f") == b"good old contents"
+    with contextlib.suppress(KeyError), io.TextIOWrapper(fs.open("/f", "wb")) as text:
+        text.write("half")
+        raise KeyError
+    assert fs.cat_file("/f") == b"good old contents"
+    with io.TextIOWrapper(fs.open("/f", "wb")) as text:
+        text.write("whole")
+    assert fs.cat_file("/f") == b"whole"
+
+
+def test_closed_by_name_a_file_is_published_in_a_handler_too(fs: Any) -> None:
+    file = fs.open("/except", "wb")
+    try:
+        file.write(b"kept")
+        raise KeyError
+    except KeyError:
+        file.close()
+    assert fs.cat_file("/except") == b"kept"
+    file = fs.open("/finally", "wb")
+    with contextlib.suppress(KeyError):
+        try:
+            file.write(b"kept")
+            raise KeyError
+        finally:
+            file.close()
+    assert fs.cat_file("/finally") == b"kept"
+
+
+def test_what_is_written_about_an_exception_while_it_leaves_a_block_is_kept(fs: Any) -> None:
+    class Reporter:
+        def __enter__(self) -> None:
+            return None
+
+        def __exit__(self, kind: type[BaseException], error: object, _: object) -> bool:
+            by_name = fs.open("/by-name", "w")
+            by_name.write(kind.__name__)
+            by_name.close()
+            with fsspec.open("ringhold:///by-block", "w", cluster=fs.cluster) as file:
+                file.write(kind.__name__)
+            return True
+
+    with Reporter():
+        raise KeyError
+    assert fs.cat(["/by-name", "/by-block"]) == {"/by-name": b"KeyError", "/by-block": b"KeyError"}
+
+
+def test_coroutines_that_only_close_are_told_of_exceptions_alike(fs: Any) -> None:
+    async def use(fail: bool) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            file = await fs.open_async("/f", "wb")
+            stack.push_async_callback(file.close)
+            await file.write(b"new")
+            if fail:
+                raise KeyError
+
+    fs.pipe_file("/f", b"good old contents")
+    with contextlib.suppress(KeyError):
+        asyncio.run(use(True))
+    assert fs.cat_file("/f") == b"good old contents"
+    asyncio.run(use(False))
+    assert fs.cat_file("/f") == b"new"
+
+
+def test_a_file_being_written_answers_as_io_does(fs: Any) -> None:
+    for compression in (None, "gzip"):
+        with fs.open("/f", "wb", compression=compression) as file:
+            for reading in (file.read, file.readline, lambda f=file: f.readinto(bytearray(1))):
+                with pytest.raises(io.UnsupportedOperation):
+                    reading()
+            file.flush(force=True)
+            file.flush()
+            assert file.write(memoryview(b"0123456789")[::2]) == 5
+            file.write(memoryview(b"abcdef")[::-1])
+        with fs.open("/f", "rb", compression=compression) as file:
+            assert file.read() == b"02468fedcba"
+    with fs.open("/f", "rb") as file, pytest.raises(io.UnsupportedOperation):
+        file.write(b"x")
+    fs.pipe_file("/f", memoryview(b"0123456789")[::2])
+    assert fs.cat_file("/f") == b"02468"
+
+
+def test_what_has_too_long_a_name_does_not_exist(fs: Any) -> None:
+    for path in ("/" + "x" * 256, "/x" * 2100):
+        assert not fs.exists(path)
+        assert not fs.isfile(path)
+        assert not fs.isdir(path)
+        with pytest.raises(OSError, match="too long"):
+            fs.info(path)
+
+
+def test_a_get_that_fails_leaves_the_local_file_as_it_was(fs: Any, tmp_path: Path) -> None:
+    fs.pipe_file("/large", os.urandom(20 * CHUNK))
+    target, linked = tmp_path / "target", tmp_path / "linked"
+    target.write_bytes(b"precious")
+    target.chmod(0o640)
+    linked.symlink_to("target")
+    before = set(os.listdir(tmp_path))
+
+    class Failing(fsspec.Callback):  # type: ignore[misc]
+        """Fails when the first bytes are there."""
+
+        def relative_update(self, inc: int = 1) -> None:
+            raise RuntimeError("enough")
+
+    for path in (target, linked, tmp_path / "new"):
+        with pytest.raises(RuntimeError, match="enough"):
+            fs.get_file("/large", str(path), callback=Failing())
+    assert target.read_bytes() == b"precious"
+    assert set(os.listdir(tmp_path)) == before
+    fs.get_file("/large", str(linked))
+    assert linked.is_symlink()
+    assert target.read_bytes() == fs.cat_file("/large")
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert set(os.listdir(tmp_path)) == before
+
+
+def test_a_get_that_is_cancelled_leaves_nothing_behind(fs: Any, tmp_path: Path) -> None:
+    fs.pipe_file("/large", os.urandom(20 * CHUNK))
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+
+    async def cancelled() -> None:
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        class Telling(fsspec.Callback):  # type: ignore[misc]
+            def relative_update(self, inc: int = 1) -> None:
+                loop.call_soon_threadsafe(begun.set)
+                resume.wait(30)
+
+        resume = threading.Event()
+        getting = asyncio.ensure_future(fs._get_file("/large", str(target), callback=Telling()))
+        await begun.wait()
+        getting.cancel()
+        loop.call_later(0, resume.set)
+        with pytest.raises(asyncio.CancelledError):
+            await getting
+
+    asyncio.run(cancelled())
+    assert target.read_bytes() == b"precious"
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_get_writes_into_what_is_no_regular_file(fs: Any, tmp_path: Path) -> None:
+    data = os.urandom(5 * CHUNK)
+    fs.pipe_file("/large", data)
+    fs.get_file("/large", os.devnull)
+    assert not os.path.isfile(os.devnull)
+    with open(tmp_path / "object", "w+b") as target:
+        fs.get_file("/large", target)
+        target.seek(0)
+        assert target.read() == data
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(fifo.read_bytes)
+        fs.get_file("/large", str(fifo))
+        assert reading.result(30) == data
+    assert fifo.is_fifo()
+
+
 def test_an_unclosed_writer_is_discarded_with_a_warning(fs: Any) -> None:
     for mode in ("wb", "w"):
         file = fs.open("/lost", mode)
@@ -259,6 +493,68 @@ def test_the_cluster_comes_from_the_environment_or_is_asked_for(
     with fsspec.open("ringhold:///env") as file:
         assert file.read() == b"x"
     fsspec.get_filesystem_class("ringhold").clear_instance_cache()
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Two directories, each with a cluster ``data`` that knows which one it is."""
+    monkeypatch.delenv("RINGHOLD_CLUSTER", raising=False)
+    places = [tmp_path / "p", tmp_path / "q"]
+    for place in places:
+        place.mkdir()
+        with ringhold.create(place / "data") as cluster:
+            cluster.fs.pipe_file("/who", place.name.encode())
+    yield places
+    fsspec.get_filesystem_class("ringhold").clear_instance_cache()
+
+
+def test_the_environment_is_read_when_the_instance_is_made(
+    two: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, pickled = [], []
+    for place in two:
+        monkeypatch.setenv("RINGHOLD_CLUSTER", str(place / "data"))
+        made.append(fsspec.filesystem("ringhold"))
+        pickled.append(pickle.dumps(made[-1]))
+    assert [fs.cat_file("/who") for fs in made] == [b"p", b"q"]
+    assert made[0] != made[1]
+    for forget in (lambda: None, type(made[0]).clear_instance_cache):
+        forget()
+        assert [pickle.loads(p).cat_file("/who") for p in pickled] == [b"p", b"q"]
+    again = fsspec.AbstractFileSystem.from_json(made[0].to_json())
+    assert again.cat_file("/who") == b"p"
+
+
+def test_a_relative_url_means_the_directory_of_then(
+    two: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(two[0])
+    first = fsspec.filesystem("ringhold", cluster="data")
+    pickled = pickle.dumps(first)
+    assert first is fsspec.filesystem("ringhold", cluster=f"file://{two[0]}/data")
+    assert first is type(first)(two[0] / "data")
+    assert first.storage_options == {"cluster": str(two[0] / "data")}
+    monkeypatch.chdir(two[1])
+    second = fsspec.filesystem("ringhold", cluster="data")
+    assert (first.cat_file("/who"), second.cat_file("/who")) == (b"p", b"q")
+    told = subprocess.run(
+        [sys.executable, "-c", "import pickle, sys; "
+         "print(pickle.load(sys.stdin.buffer).cat_file('/who').decode())"],
+        input=pickled, capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert told.stdout == b"p\n"
+
+
+def test_file_systems_of_one_cluster_are_equal_however_they_were_made(
+    cluster: Any, fs: Any
+) -> None:
+    other = fsspec.filesystem("ringhold", cluster=cluster.url)
+    assert fs == other == pickle.loads(pickle.dumps(fs))
+    assert hash(fs) == hash(other)
+    assert fs._fs_token == other._fs_token
+    assert fs != fsspec.filesystem("ringhold", cluster=cluster.url, auto_mkdir=False)
+    with cluster.transaction() as tx:
+        assert tx.fs != fs
 
 
 def test_opening_by_url_never_creates(tmp_path: Path) -> None:

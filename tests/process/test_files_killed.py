@@ -74,6 +74,8 @@ def test_killed_writers_leave_what_they_acknowledged_and_nothing_half(
         assert writer.wait(30) == -signal.SIGKILL
     with ringhold.open(url) as cluster:
         fs = cluster.fs
+        assert fs.fsck().ok
+        fs.repair()
         assert fs.fsck(copies=True).ok
         for name, number in last.items():
             for done in range(number + 1):

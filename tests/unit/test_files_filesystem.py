@@ -113,6 +113,15 @@ def test_what_was_read_and_changed_by_others_aborts(cluster: Any) -> None:
         fs.pipe_file("/derived", b"")
 
 
+def test_a_conflict_is_told_by_the_name_of_the_file(cluster: Any) -> None:
+    fs = cluster.fs
+    match = "directory entry 'f9'"
+    with pytest.raises(ringhold.TransactionAborted, match=match) as caught, fs.transaction:  # noqa: PT012 - the block is what raises
+        fs.pipe_file("/f9", b"mine")
+        elsewhere(fs.pipe_file, "/f9", b"theirs")
+    assert match in caught.value.reason
+
+
 def test_a_failed_operation_leaves_the_transaction_as_it_was(cluster: Any) -> None:
     fs = cluster.fs
     with fs.transaction:

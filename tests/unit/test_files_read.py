@@ -229,7 +229,7 @@ def test_a_record_that_does_not_decode_is_corrupt_and_named() -> None:
     async def test(f: Fixture) -> None:
         ino = (await f.core.stat(PATH)).ino
         await f.store.commit(puts=[Put(keyspace.inode_key(ino), b"\xc1")])
-        with pytest.raises(Corrupt, match="store record I:"):
+        with pytest.raises(Corrupt, match="store record inode"):
             await content(f)
 
     with_file(test)

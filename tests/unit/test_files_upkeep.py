@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, cast
 
 import msgspec
 import pytest
 from files_fixture import CHUNK, Fixture, ScriptedNode, file_system
 
+from ringhold.errors import ChecksumMismatch, InvalidInput
 from ringhold.files import records
 from ringhold.files.gc import Collector
 from ringhold.files.paths import split_path
+from ringhold.files.stored import describe_key
 from ringhold.nodes.base import ChunkId, ChunkState
 from ringhold.store import keyspace
-from ringhold.store.base import Put
+from ringhold.store.base import Put, Store
 
 PATH = split_path("/f")
 DATA = os.urandom(5 * CHUNK + 123)
@@ -369,15 +372,180 @@ def test_fsck_finds_each_kind_of_damage(damage: Break, kind: str) -> None:
     with_file(test)
 
 
-def test_fsck_with_copies_counts_them() -> None:
+def test_fsck_with_copies_names_every_copy_that_is_not_good() -> None:
     async def test(f: Fixture) -> None:
-        chunk = min(f.nodes[0].files)
-        del f.nodes[0].files[chunk]
+        from ringhold.core import digest
+
+        one, two, three, four = sorted(f.nodes[0].files)[:4]
         assert (await f.core.fsck(copies=True)).ok
-        del f.nodes[1].files[chunk]
+        del f.nodes[0].files[one]
+        f.nodes[1].damage(two)
+        del f.nodes[2].files[three][-1:]
+        await f.nodes[0].delete([four])
+        await f.nodes[0].put(four, b"other", digest(b"other"))
+        f.nodes[1].files[four] = f.nodes[1].files[three]
         report = await f.core.fsck(copies=True)
-        assert [problem.kind for problem in report.problems] == ["copies"]
-        assert str(chunk) in str(report.problems[0])
+        assert [problem.kind for problem in report.problems] == ["copies"] * 4
+        told = [str(problem) for problem in report.problems]
+        for text, chunk, state in zip(
+            told,
+            (one, two, three, four),
+            ("missing on n0", "damaged on n1", "damaged on n2", "damaged on n"),
+            strict=True,
+        ):
+            assert str(chunk) in text
+            assert state in text
+        assert "on n0" in told[3]
+        assert "on n1" in told[3]
         assert (await f.core.fsck()).ok
+        await f.core.scrub()
+        assert (await f.core.fsck(copies=True)).ok
+
+    with_file(test)
+
+
+def test_fsck_with_copies_tells_which_node_does_not_answer() -> None:
+    async def test(f: Fixture) -> None:
+        f.nodes[1].down = True
+        progress: list[tuple[int, int]] = []
+        report = await f.core.fsck(copies=True, progress=lambda *done: progress.append(done))
+        assert [str(problem) for problem in report.problems] == [
+            "node n1: does not answer, 6 copies not seen"
+        ]
+        assert report.unreachable == ["n1"]
+        assert progress[-1] == (12, 18)
+
+    with_file(test)
+
+
+def test_fsck_with_copies_forgives_what_was_deleted_meanwhile() -> None:
+    async def test(f: Fixture) -> None:
+        verify = f.nodes[0].verify
+
+        async def late(chunks: Sequence[ChunkId]) -> list[ChunkState]:
+            f.nodes[0].verify = verify  # type: ignore[method-assign]
+            await f.core.unlink([PATH])
+            await f.core.gc(0)
+            return await verify(chunks)
+
+        f.nodes[0].verify = late  # type: ignore[method-assign]
+        assert (await f.core.fsck(copies=True)).ok
+        assert copies(f) == 0
+
+    with_file(test)
+
+
+class DamagedStore:
+    """A store that cannot read the rows `bad`, as one with checksums answers."""
+
+    def __init__(self, store: Any, bad: set[bytes]):
+        self._store = store
+        self.bad = bad
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def snapshot(self) -> Any:
+        return DamagedSnapshot(await self._store.snapshot(), self.bad)
+
+
+class DamagedSnapshot:
+    def __init__(self, snapshot: Any, bad: set[bytes]):
+        self._snapshot = snapshot
+        self._bad = bad
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._snapshot, name)
+
+    def _check(self, keys: Iterable[bytes]) -> None:
+        if not self._bad.isdisjoint(keys):
+            raise ChecksumMismatch("a row does not match its checksum")
+
+    async def get(self, key: bytes) -> Any:
+        self._check([key])
+        return await self._snapshot.get(key)
+
+    async def get_many(self, keys: Sequence[bytes]) -> Any:
+        self._check(keys)
+        return await self._snapshot.get_many(keys)
+
+    async def range(self, start: bytes, end: bytes, **options: Any) -> Any:
+        found = await self._snapshot.range(start, end, **options)
+        self._check(key for key, _ in found)
+        return found
+
+
+def test_fsck_reads_round_rows_that_cannot_be_read_and_names_them() -> None:
+    async def test(f: Fixture) -> None:
+        for name in ("a", "b", "c\0", "c\0\xff", "z"):
+            await f.core.write(split_path(f"/{name.encode().hex()}"), b"small")
+        await f.store.commit(puts=[Put(b"kuser", b"value"), Put(b"G\0broken", b"\xc1")])
+        ino = (await f.core.stat(split_path("/62"))).ino
+        run = (await f.keys(b"C"))[0]
+        entries = await f.keys(b"D")
+        bad = {keyspace.inode_key(ino), run, entries[0], entries[-1], b"kuser"}
+        f.core.store = cast(Store, DamagedStore(f.store, bad))
+        report = await f.core.fsck()
+        named = [problem.where for problem in report.problems if problem.kind == "store"]
+        assert sorted(named) == sorted(
+            [*(describe_key(key) for key in bad), describe_key(b"G\0broken")]
+        )
+        # Everything else was read: six files less those that cannot be reached or have no inode.
+        assert report.files == 3
+
+    with_file(test)
+
+
+def test_reading_a_small_file_whose_row_is_damaged_names_the_path() -> None:
+    async def test(f: Fixture) -> None:
+        await f.core.write(split_path("/d/small"), b"small")
+        await f.core.write(split_path("/d/other"), b"other")
+        ino = (await f.core.stat(split_path("/d/small"))).ino
+        store = DamagedStore(f.store, {keyspace.inode_key(ino)})
+        f.core.store = cast(Store, store)
+        with pytest.raises(ChecksumMismatch, match="/d/small") as caught:
+            await content(f, "/d/small")
+        assert caught.value.what == "/d/small"
+        with pytest.raises(ChecksumMismatch, match="/d/small"):
+            await f.core.list_directory(split_path("/d"))
+        assert await content(f, "/d/other") == b"other"
+        store.bad = {(await f.keys(b"D"))[-1]}
+        with pytest.raises(ChecksumMismatch, match="/d/small: directory entry 'small'"):
+            await content(f, "/d/small")
+
+    with_file(test)
+
+
+def test_keys_are_described_for_people() -> None:
+    data, run = b"d" * 16, b"r" * 16
+    for key, told in [
+        (keyspace.entry_key(7, b"f9"), "directory entry 'f9'"),
+        (keyspace.entry_prefix(7), "the entries of directory 7"),
+        (keyspace.inode_key(12), "inode 12"),
+        (keyspace.extents_key(data, 3), f"block 3 of file data {data.hex()}"),
+        (keyspace.run_key(run), f"file data in run {run.hex()}"),
+        (keyspace.partition_key(5), "partition 5"),
+        (b"kuser", "key 'user'"),
+        (b"?\x01", "?:01"),
+        (b"\xff", "\ufffd:"),
+        (b"I\x01", "I:01"),
+        (b"", ":"),
+    ]:
+        assert describe_key(key) == told
+
+
+@pytest.mark.parametrize(
+    ("grace", "error"),
+    [
+        (float("nan"), InvalidInput), (float("inf"), InvalidInput), (-1, InvalidInput),
+        ("ab", TypeError), (None, TypeError), (True, TypeError),
+    ],
+)  # fmt: skip
+def test_a_grace_that_is_none_is_refused(grace: Any, error: type[Exception]) -> None:
+    async def test(f: Fixture) -> None:
+        await f.core.unlink([PATH])
+        with pytest.raises(error, match="grace_s"):
+            await f.core.gc(grace)
+        assert copies(f) == COPIES
 
     with_file(test)

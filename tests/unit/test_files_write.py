@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from array import array
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -193,6 +194,40 @@ def test_a_node_replaced_between_the_chunks_and_with_one_copy_only() -> None:
             await content(f)
 
     with_files(test, replicas=1)
+
+
+@pytest.mark.parametrize("wipe", [True, False])
+def test_a_buffer_is_written_again_when_its_only_copies_were_replaced(wipe: bool) -> None:
+    async def test(f: Fixture) -> None:
+        async def replace_all() -> None:
+            for node in f.nodes:
+                await f.replace_node(node.name, wipe=wipe)
+
+        just_before_commit(f, replace_all)
+        await f.core.write(PATH, DATA)
+        assert await content(f) == DATA
+        assert (await f.core.fsck(copies=True)).ok
+
+    with_files(test, replicas=1)
+
+
+def test_memory_with_strides_or_other_items_is_written_in_order() -> None:
+    numbers = array("d", range(3 * CHUNK // 8))
+    strided = memoryview(DATA)[::2]
+    backwards = memoryview(DATA)[::-1]
+
+    async def test(f: Fixture) -> None:
+        for data in (strided, backwards, memoryview(numbers), strided[:10], memoryview(b"")[::2]):
+            await f.core.write(PATH, data)
+            assert await content(f) == data.tobytes()
+            writer = await f.core.open_writer(PATH)
+            await writer.write(b"x")
+            await writer.write(data)
+            await writer.write(memoryview(array("d")))
+            await writer.close()
+            assert await content(f) == b"x" + data.tobytes()
+
+    with_files(test)
 
 
 def test_a_session_lost_between_chunks_and_commit_refuses_the_stream() -> None:

@@ -1,8 +1,11 @@
 """What lies under the fsspec face: which cluster it is of, and where its operations run.
 
-An instance belongs to an open cluster, or finds one by URL; what makes an equal one elsewhere
-is that URL. Each operation runs on the cluster's loop: alone, in the file transaction that the
-calling thread or task is in, or in the transaction of the cluster that the instance is bound to.
+An instance belongs to an open cluster, or finds one by URL. The URL is settled when the instance
+is asked for, before fsspec looks for an equal one that exists: neither the environment nor the
+working directory of later, or of the process that unpickles it, has a say.
+
+Each operation runs on the cluster's loop: alone, in the file transaction that the calling thread
+or task is in, or in the transaction of the cluster that the instance is bound to.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, TypeVar
 
 from fsspec.asyn import AsyncFileSystem  # type: ignore[import-untyped]
-from fsspec.utils import stringify_path  # type: ignore[import-untyped]
+from fsspec.config import apply_config  # type: ignore[import-untyped]
+from fsspec.utils import stringify_path, tokenize  # type: ignore[import-untyped]
 
 from ringhold.bridge import Bridge
 from ringhold.errors import InvalidInput
@@ -37,22 +41,44 @@ def set_cluster_opener(opener: ClusterOpener) -> None:
     _opener[:] = [opener]
 
 
-def _open_cluster(url: str | None) -> tuple[FileCore, Bridge]:
+def _open_cluster(url: str) -> tuple[FileCore, Bridge]:
+    if not _opener:
+        importlib.import_module("ringhold.cluster")
+    return _opener[0](url)
+
+
+def _settled(url: str | os.PathLike[str] | None) -> str:
+    """The one URL of a cluster that is asked for by `url` or by the environment."""
     url = url or os.environ.get("RINGHOLD_CLUSTER")
     if not url:
         raise InvalidInput(
             'which cluster? Give storage_options={"cluster": URL} or set RINGHOLD_CLUSTER'
         )
-    if not _opener:
-        importlib.import_module("ringhold.cluster")
-    return _opener[0](url)
+    # A floor above this one; as for the opener, it is there once it is needed.
+    location = importlib.import_module("ringhold.assembly.location").parse_url(url)
+    settled: str = location.url
+    return settled
+
+
+class _BySettledUrl(type(AsyncFileSystem)):  # type: ignore[misc]
+    """Makes instances, as fsspec's own metaclass does, by the settled URL of their cluster."""
+
+    def __call__(
+        cls, cluster: str | os.PathLike[str] | None = None, *args: Any, **options: Any
+    ) -> Any:
+        if cluster is not None:
+            options["cluster"] = cluster
+        options = apply_config(cls, options)
+        if options.get("core") is None:
+            options["cluster"] = _settled(options.get("cluster"))
+        return super().__call__(*args, **options)
 
 
 def _reopen(kind: type[ClusterFileSystem], options: dict[str, Any]) -> ClusterFileSystem:
     return kind(**options)
 
 
-class ClusterFileSystem(AsyncFileSystem):  # type: ignore[misc]
+class ClusterFileSystem(AsyncFileSystem, metaclass=_BySettledUrl):  # type: ignore[misc]
     """The part of an fsspec file system that all its calls rest on."""
 
     protocol: ClassVar[str] = "ringhold"
@@ -61,8 +87,8 @@ class ClusterFileSystem(AsyncFileSystem):  # type: ignore[misc]
 
     def __init__(
         self,
-        cluster: str | None = None,
         *,
+        cluster: str,
         auto_mkdir: bool = True,
         core: FileCore | None = None,
         bridge: Bridge | None = None,
@@ -101,6 +127,14 @@ class ClusterFileSystem(AsyncFileSystem):  # type: ignore[misc]
     @storage_options.setter
     def storage_options(self, options: dict[str, Any]) -> None:
         """fsspec stores the constructor's arguments here; some of them never leave the process."""
+
+    @property
+    def _fs_token(self) -> str:
+        """Equal for file systems that do the same, however they were made, in any process."""
+        # A transaction's own does what no other one does.
+        bound = () if self._bound_view is None else (id(self),)
+        token: str = tokenize(type(self), *bound, **self.storage_options)
+        return token
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._bound_view is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ from ringhold.errors import (
     Closed,
     Compacted,
     Conflict,
+    InvalidInput,
     RingholdError,
     SessionExpired,
     TransactionAborted,
@@ -42,15 +44,16 @@ from ringhold.files.inodes import InodeNumbers
 from ringhold.files.mend import Mender
 from ringhold.files.metadata import Actor, HeldLock
 from ringhold.files.paths import Parts, file_error, join_path
-from ringhold.files.place import NodeSource, Placement
+from ringhold.files.place import NodeSource, Placement, StagedCopiesLost
 from ringhold.files.read import FileReader, Peek
 from ringhold.files.records import INLINE_BYTES_MAX
 from ringhold.files.repair import Repairer, RepairReport
 from ringhold.files.scrub import Scrubber, ScrubReport
+from ringhold.files.stored import what_changed
 from ringhold.files.survey import Progress, no_progress
 from ringhold.files.tasks import cancel_and_wait
 from ringhold.files.tree import Status
-from ringhold.files.write import ChunkStream, FileWriter, SessionSource
+from ringhold.files.write import ChunkStream, FileWriter, SessionSource, contiguous
 from ringhold.locks.lock import LockService
 from ringhold.nodes.base import ChunkId
 from ringhold.nodes.records import ClusterRecord
@@ -120,8 +123,9 @@ class FileCore:
             try:
                 return await transact(self.store, self.env, operation)
             except (Conflict, Compacted) as error:
+                reason = what_changed(error) if isinstance(error, Conflict) else str(error)
                 raise Unavailable(
-                    f"others changed the same files again and again, nothing was done: {error}"
+                    f"others changed the same files again and again, nothing was done: {reason}"
                 ) from error
         async with self.view_lock(view):
             try:
@@ -356,6 +360,7 @@ class FileCore:
         make_parents: bool = True,
     ) -> None:
         """Makes `parts` a file with the contents `data`."""
+        data = contiguous(data)
         small = memoryview(data)
         if small.nbytes <= INLINE_BYTES_MAX:
             contents = inline_contents([small])
@@ -369,9 +374,12 @@ class FileCore:
             try:
                 await writer.write(data)
                 return await writer.close()
+            except StagedCopiesLost:
+                # The data is at hand, so it is written again, to the nodes that are there now.
+                continue
             except SessionExpired:
-                # The chunks belong to a session that ended meanwhile. The data is at hand, so
-                # it is written again; within a transaction that session may be needed.
+                # The chunks belong to a session that ended meanwhile; the same holds, but within
+                # a transaction that session may be needed.
                 if view is not None:
                     raise
             finally:
@@ -402,8 +410,15 @@ class FileCore:
     # -- upkeep ---------------------------------------------------------------------------
 
     async def gc(self, grace_s: float = 3600.0, progress: Progress = no_progress) -> GcReport:
-        """Frees what was deleted more than `grace_s` seconds ago, and orphans; see `gc`."""
+        """Frees what was deleted more than `grace_s` seconds ago, and orphans; see `gc`.
+
+        TypeError, InvalidInput for a grace that is no number, negative or not finite.
+        """
         self._check_open()
+        if isinstance(grace_s, bool) or not isinstance(grace_s, (int, float)):
+            raise TypeError(f"grace_s must be a number, not {type(grace_s).__name__}")
+        if not math.isfinite(grace_s) or grace_s < 0:
+            raise InvalidInput(f"grace_s must be finite and not negative, not {grace_s!r}")
         return await Collector(self.store, self.env, self.placement, progress).collect(grace_s)
 
     async def repair(self, progress: Progress = no_progress) -> RepairReport:
@@ -417,7 +432,7 @@ class FileCore:
         return await Scrubber(self.store, self.placement, progress).scrub()
 
     async def fsck(self, copies: bool = False, progress: Progress = no_progress) -> FsckReport:
-        """Checks that all records fit together, with `copies` also that chunks are there."""
+        """Checks that all records fit together, with `copies` also every copy of every chunk."""
         self._check_open()
         return await Checker(self.store, self.placement, progress).check(copies=copies)
 

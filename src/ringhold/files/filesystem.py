@@ -6,7 +6,8 @@ a call returns was true at one revision during the call.
 
 A file being written becomes visible at ``close()``, whole. Paths are as in `paths`; URLs are
 ``ringhold://<path>``, and the cluster they mean comes from ``storage_options={"cluster": URL}``
-or ``$RINGHOLD_CLUSTER``, never from the path, and is never created.
+or ``$RINGHOLD_CLUSTER``, never from the path, and is never created. Which one that is, is settled
+when the instance is made: it carries an absolute URL, and so do its pickles.
 """
 
 from __future__ import annotations
@@ -80,27 +81,30 @@ class RingholdFileSystem(ClusterFileSystem):
     async def _status(self, path: Any) -> Status:
         return await self.hop(self.core.stat(self._parts(path), self._view()))
 
+    async def _status_if_any(self, path: Any) -> Status | None:
+        try:
+            return await self._status(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            # No file has a name that is too long.
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return None
+
     async def _info(self, path: Any, **_: Any) -> dict[str, Any]:
         return self._details(await self._status(path))
 
     async def _exists(self, path: Any, **_: Any) -> bool:
-        try:
-            await self._status(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+        return await self._status_if_any(path) is not None
 
     async def _isdir(self, path: Any) -> bool:
-        try:
-            return (await self._status(path)).is_directory
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        status = await self._status_if_any(path)
+        return status is not None and status.is_directory
 
     async def _isfile(self, path: Any) -> bool:
-        try:
-            return not (await self._status(path)).is_directory
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        status = await self._status_if_any(path)
+        return status is not None and not status.is_directory
 
     async def _ls(self, path: Any, detail: bool = True, **_: Any) -> list[Any]:
         listing = self.core.list_directory(self._parts(path), self._view())
@@ -168,7 +172,9 @@ class RingholdFileSystem(ClusterFileSystem):
         outfile: Any = None,
         **_: Any,
     ) -> None:
-        """Copies a file to the local path or file object `lpath`; of a directory, makes one."""
+        """Copies a file to the local path or file object `lpath`; of a directory, makes one.
+
+        A regular file at `lpath` is replaced at the end, whole, or stays as it was."""
         target = outfile if outfile is not None else lpath
         source = self._source(write=False)
         parts = self._parts(rpath)
@@ -391,7 +397,8 @@ class RingholdFileSystem(ClusterFileSystem):
         return await self.hop(self.core.scrub(progress))
 
     async def _fsck(self, copies: bool = False, progress: Progress = no_progress) -> FsckReport:
-        """Checks that the records of all files fit together; changes nothing."""
+        """Checks that the records of all files fit together, with `copies` also every byte of
+        every copy of every chunk; changes nothing."""
         return await self.hop(self.core.fsck(copies, progress))
 
     # -- locks and transactions -----------------------------------------------------------

@@ -9,7 +9,10 @@ What is checked:
   and lie within chunks of runs that exist and are not being deleted;
 - a run is referred to by as many data ids as it counts; extents and runs belong to somebody;
 - every partition has holders;
-- with `copies`, that at least W holders list every chunk (by name: `scrub` reads the bytes).
+- every record can be read and decoded; one that cannot is reported and left out, and what leads
+  to it shows up as further problems;
+- with `copies`, that every chunk has all R copies, every byte of which is read where it lies. A
+  node that does not answer is a problem of its own.
 
 It changes nothing.
 """
@@ -17,10 +20,13 @@ It changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from ringhold.errors import Corrupt
 from ringhold.files import records
+from ringhold.files.copycheck import CopyCheck
 from ringhold.files.metadata import TREE_DATA_PREFIX
 from ringhold.files.place import Placement
 from ringhold.files.records import (
@@ -33,21 +39,22 @@ from ringhold.files.records import (
     Inode,
     RunRecord,
 )
-from ringhold.files.stored import decoded
-from ringhold.files.survey import (
-    Progress,
-    chunks_of,
-    entries,
-    holders_of,
-    no_progress,
-    read_tables,
-    take_inventory,
-)
+from ringhold.files.stored import decoded, describe_key
+from ringhold.files.survey import Progress, entries, no_progress
+from ringhold.nodes import records as node_records
 from ringhold.nodes.base import PARTITIONS
 from ringhold.nodes.records import PartitionRecord
 from ringhold.store import keyspace
 from ringhold.store.base import Snapshot, Store
 from ringhold.types import decode_name
+
+T = TypeVar("T")
+
+RAW_RECORDS = (
+    keyspace.CLUSTER, keyspace.NODE, keyspace.SESSION, keyspace.KEY_VALUE, keyspace.LOCK,
+    keyspace.NEXT_INODE, keyspace.DIRECTORY_TIME,
+)  # fmt: skip
+"""Read for their checksums alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +73,8 @@ class Problem:
 class FsckReport:
     """What there is, and what is wrong with it.
 
-    Kinds of problems: entry, inode, links, parent, size, extents, run, references, partition,
-    copies.
+    Kinds of problems: store (a record that cannot be read), entry, inode, links, parent, size,
+    extents, run, references, partition, copies.
     """
 
     revision: int = 0
@@ -120,21 +127,41 @@ class Checker:
         return self.report
 
     async def _load(self, snapshot: Snapshot) -> None:
-        async for key, entry in entries(snapshot, keyspace.INODE):
-            ino = int.from_bytes(key[1:9], "big")
-            self._inodes[ino] = decoded(records.decode_inode, key, entry.value)
-        async for key, entry in entries(snapshot, keyspace.DIRECTORY_ENTRY):
-            child = decoded(records.decode_entry, key, entry.value)
+        async for key, inode in self._records(snapshot, keyspace.INODE, records.decode_inode):
+            self._inodes[int.from_bytes(key[1:9], "big")] = inode
+        entry_records = self._records(snapshot, keyspace.DIRECTORY_ENTRY, records.decode_entry)
+        async for key, child in entry_records:
             self._children.setdefault(int.from_bytes(key[1:9], "big"), []).append((key[9:], child))
-        async for key, entry in entries(snapshot, keyspace.EXTENTS):
-            extents = decoded(records.decode_extents, key, entry.value)
+        async for key, extents in self._records(snapshot, keyspace.EXTENTS, records.decode_extents):
             block = int.from_bytes(key[17:21], "big")
             self._extents.setdefault(key[1:17], {})[block] = extents
-        async for key, entry in entries(snapshot, keyspace.RUN):
-            self._runs[key[1:]] = decoded(records.decode_run, key, entry.value)
-        async for key, entry in entries(snapshot, keyspace.GARBAGE):
-            self._garbage[key[9:]] = decoded(records.decode_garbage, key, entry.value)
-        self._tables = await read_tables(snapshot)
+        async for key, run in self._records(snapshot, keyspace.RUN, records.decode_run):
+            self._runs[key[1:]] = run
+        async for key, garbage in self._records(snapshot, keyspace.GARBAGE, records.decode_garbage):
+            self._garbage[key[9:]] = garbage
+        partitions = self._records(snapshot, keyspace.PARTITION, node_records.decode_partition)
+        async for key, table in partitions:
+            self._tables[int.from_bytes(key[1:3], "big")] = table
+        async for _ in self._records(snapshot, keyspace.REPAIR, records.decode_repair):
+            continue
+        for prefix in RAW_RECORDS:
+            async for _ in entries(snapshot, prefix, damaged=self._unreadable):
+                continue
+
+    async def _records(
+        self, snapshot: Snapshot, prefix: bytes, decode: Callable[[bytes], T]
+    ) -> AsyncIterator[tuple[bytes, T]]:
+        """The records below `prefix`, without those that cannot be read."""
+        async for key, entry in entries(snapshot, prefix, damaged=self._unreadable):
+            try:
+                record = decoded(decode, key, entry.value)
+            except Corrupt as error:
+                self._unreadable(key, error)
+            else:
+                yield key, record
+
+    def _unreadable(self, key: bytes, error: Corrupt) -> None:
+        self._found("store", describe_key(key), f"its record in the store is damaged: {error}")
 
     # -- the tree -------------------------------------------------------------------------
 
@@ -275,16 +302,10 @@ class Checker:
         return () if table is None else table.holders
 
     async def _check_copies(self) -> None:
-        inventory = await take_inventory(self._placement, holders_of(self._tables))
-        self.report.unreachable = sorted({holder.name for holder in inventory.unreachable})
-        for run, record in self._runs.items():
-            table = self._tables.get(record.partition)
-            if record.dead or table is None:
-                continue
-            quorum = record.replicas // 2 + 1
-            for ref in chunks_of(run, record):
-                due = table.for_chunk(ref.chunk.number, record.replicas)
-                count = sum(inventory.has(holder, ref.chunk) for holder in due)
-                if count < quorum:
-                    message = f"{count} of {record.replicas} copies, should be at least {quorum}"
-                    self._found("copies", f"chunk {ref.chunk}", message)
+        check = CopyCheck(self._store, self._placement, self._runs, self._tables, self._progress)
+        faults = await check.check()
+        self.report.unreachable = list(faults.unseen)
+        for node, copies in faults.unseen.items():
+            self._found("copies", f"node {node}", f"does not answer, {copies} copies not seen")
+        for chunk, message in faults.short:
+            self._found("copies", f"chunk {chunk}", message)

@@ -41,6 +41,10 @@ AVOID_NS = 1_000_000_000
 """How long a node that was found down is asked last."""
 
 
+class StagedCopiesLost(NodeDown):
+    """Every node that had a chunk of a file being written was replaced before its commit."""
+
+
 class NodeSource(Protocol):
     """The nodes by name: `ringhold.nodes.pool.NodePool`."""
 
@@ -154,6 +158,7 @@ class Placement:
     async def complete(self, run: StagedRun, copies: int | None = None) -> None:
         """Gives every chunk with fewer than `copies` (W) copies on its present holders the rest.
 
+        StagedCopiesLost when none can be read any more, NoQuorum as for `follow`.
         A chunk was placed by the table of its time, and the run's table may be newer by now.
         """
         for number, staged in enumerate(run.chunks):
@@ -162,7 +167,15 @@ class Placement:
                 continue
             chunk, record = ChunkId(run.run, number), staged.record
             ref = ChunkRef(chunk, run.partition, run.replicas, record.length, record.digest)
-            fetched = await self.get_chunk(ref, holders=staged.holders)
+            try:
+                fetched = await self.get_chunk(ref, holders=staged.holders)
+            except (Unavailable, Corrupt) as error:
+                names = ", ".join(holder.name for holder in staged.holders)
+                raise StagedCopiesLost(
+                    f"{names} had chunk {chunk} and was replaced before the file was complete, "
+                    f"write it again: {error}",
+                    node=staged.holders[0].name if staged.holders else "",
+                ) from error
             faults = await self._put_missing(run, number, fetched.data)
             reached = self._count(run, number)
             if reached < self.quorum:

@@ -198,6 +198,9 @@ class ReadFile(io.RawIOBase):
     def readall(self) -> bytes:
         return self.read()
 
+    def write(self, data: Any, /) -> int:
+        raise io.UnsupportedOperation(f"{self.path} is open for reading and cannot be written")
+
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(self.blocksize if size < 0 else size)
 

@@ -11,7 +11,6 @@ source only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ringhold.env import Env
@@ -233,18 +232,3 @@ class Repairer:
             if missing:
                 gaps.append(Gap(ref, len(up) - len(missing), missing))
         return gaps
-
-
-def due_chunks(
-    runs: Sequence[tuple[bytes, RunRecord]], tables: dict[int, PartitionRecord]
-) -> dict[Holder, list[ChunkRef]]:
-    """Which chunks of `runs` should lie on which node."""
-    due: dict[Holder, list[ChunkRef]] = {}
-    for run, record in runs:
-        table = tables.get(record.partition)
-        if table is None:
-            continue
-        for ref in chunks_of(run, record):
-            for holder in table.for_chunk(ref.chunk.number, record.replicas):
-                due.setdefault(holder, []).append(ref)
-    return due

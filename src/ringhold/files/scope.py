@@ -26,6 +26,7 @@ from ringhold.errors import (
     TransactionTooLarge,
 )
 from ringhold.files.core import FileCore
+from ringhold.files.stored import what_changed
 from ringhold.store import keyspace
 from ringhold.store.base import Born, Snapshot
 from ringhold.store.view import View, commit_known
@@ -133,7 +134,7 @@ def loss_behind(conflict: Conflict) -> RingholdError | None:
 
 
 def _aborted(conflict: Conflict) -> RingholdError:
-    reason = "something it read was changed by others"
+    reason = f"{what_changed(conflict)} since it was read"
     return loss_behind(conflict) or TransactionAborted(
         f"file transaction aborted: {reason}", reason=reason, retryable=True
     )

@@ -14,28 +14,29 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ringhold.errors import Closed, Corrupt, RingholdError
+from ringhold.errors import Closed, RingholdError
 from ringhold.files.place import ChunkRef, Placement
 from ringhold.files.records import RunRecord
-from ringhold.files.repair import Gap, Restorer, due_chunks
+from ringhold.files.repair import Gap, Restorer
 from ringhold.files.survey import (
+    CHUNKS_PER_REQUEST,
     NODES_AT_ONCE,
     Progress,
+    due_chunks,
     holders_of,
     live_runs,
     no_progress,
+    states_of,
     tables_now,
 )
 from ringhold.files.tasks import for_each
-from ringhold.nodes.base import ChunkState, Node
-from ringhold.nodes.chunk_file import verify_part
+from ringhold.nodes.base import ChunkState
 from ringhold.nodes.directory import DirectoryNode
 from ringhold.nodes.records import Holder
 from ringhold.store.base import Store
 
 logger = logging.getLogger("ringhold")
 
-CHUNKS_PER_REQUEST = 16
 RUNS_PER_ROUND = 500
 
 
@@ -97,14 +98,13 @@ class Scrubber:
 
     async def _scrub_runs(self, runs: Sequence[tuple[bytes, RunRecord]]) -> None:
         due = due_chunks(runs, await tables_now(self._store))
-        holders = sorted(due, key=lambda holder: (holder.name, holder.incarnation))
         bad: dict[ChunkRef, list[Holder]] = {}
 
         async def look(holder: Holder) -> None:
             for ref in await self._scrub_node(holder, due[holder]):
                 bad.setdefault(ref, []).append(holder)
 
-        await for_each(holders, look, at_once=NODES_AT_ONCE)
+        await for_each(due, look, at_once=NODES_AT_ONCE)
         gaps = [
             Gap(ref, ref.replicas - len(holders), tuple(holders)) for ref, holders in bad.items()
         ]
@@ -118,9 +118,9 @@ class Scrubber:
             node = await self._placement.node(holder)
             for start in range(0, len(refs), CHUNKS_PER_REQUEST):
                 batch = refs[start : start + CHUNKS_PER_REQUEST]
-                states = await node.verify([ref.chunk for ref in batch])
-                for ref, state in zip(batch, states, strict=True):
-                    if not await self._is_good(node, ref, state):
+                for ref, state in zip(batch, await states_of(node, batch), strict=True):
+                    if state is not ChunkState.GOOD:
+                        self._note(f"{ref.chunk} on {node.name}", state)
                         bad.append(ref)
                     self.report.checked += 1
                     self.report.bytes += ref.length
@@ -132,18 +132,9 @@ class Scrubber:
             self.report.unreachable.append(holder.name)
         return bad
 
-    async def _is_good(self, node: Node, ref: ChunkRef, state: ChunkState) -> bool:
-        where = f"{ref.chunk} on {node.name}"
-        if state is ChunkState.GOOD:
-            try:
-                verify_part(await node.get(ref.chunk, 0, 0), ref.chunk, ref.digest, ref.length)
-                return True
-            except (Corrupt, FileNotFoundError) as error:
-                logger.warning("chunk %s is not the one of the manifest: %s", where, error)
-                state = ChunkState.DAMAGED
+    def _note(self, where: str, state: ChunkState) -> None:
         if state is ChunkState.MISSING:
             self.report.missing.append(where)
         else:
             self.report.damaged.append(where)
         logger.warning("chunk %s is %s", where, state.value)
-        return False

@@ -6,17 +6,18 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from ringhold.errors import RingholdError
+from ringhold.errors import ChecksumMismatch, Corrupt, RingholdError
 from ringhold.files import records
 from ringhold.files.place import ChunkRef, Placement, chunk_ref
 from ringhold.files.records import RunRecord
 from ringhold.files.stored import decoded
 from ringhold.files.tasks import for_each
 from ringhold.nodes import records as node_records
-from ringhold.nodes.base import ChunkId, Node
+from ringhold.nodes.base import ChunkId, ChunkState, Node
+from ringhold.nodes.chunk_file import verify_part
 from ringhold.nodes.records import Holder, PartitionRecord
 from ringhold.store import keyspace
-from ringhold.store.base import Snapshot, Store, prefix_end
+from ringhold.store.base import KEY_BYTES_MAX, Snapshot, Store, prefix_end
 from ringhold.types import Entry
 
 logger = logging.getLogger("ringhold")
@@ -24,7 +25,11 @@ logger = logging.getLogger("ringhold")
 Progress = Callable[[int, int], object]
 """Called with (done, total); on the cluster's loop, so it must not wait."""
 
+Damaged = Callable[[bytes, ChecksumMismatch], object]
+"""Called with the key of an entry that cannot be read."""
+
 PAGE = 1000
+CHUNKS_PER_REQUEST = 16
 NODES_AT_ONCE = 8
 
 
@@ -33,17 +38,62 @@ def no_progress(done: int, total: int) -> None:
 
 
 async def entries(
-    snapshot: Snapshot, prefix: bytes, *, start: bytes | None = None
+    snapshot: Snapshot, prefix: bytes, *, damaged: Damaged | None = None
 ) -> AsyncIterator[tuple[bytes, Entry]]:
-    """All entries below `prefix` at one revision, read by the page."""
-    position, end = start or prefix, prefix_end(prefix)
+    """All entries below `prefix` at one revision, read by the page.
+
+    Those whose stored bytes do not match their checksum are given to `damaged` and left out;
+    ChecksumMismatch without it.
+    """
+    position, end, limit = prefix, prefix_end(prefix), PAGE
     while True:
-        page = await snapshot.range(position, end, limit=PAGE)
+        try:
+            page = await snapshot.range(position, end, limit=limit)
+        except ChecksumMismatch as error:
+            if damaged is None:
+                raise
+            # Page by page up to the bad entry, which comes first in the end.
+            if limit > 1:
+                limit = max(1, limit // 8)
+                continue
+            key = await _first_unreadable(snapshot, position, error)
+            damaged(key, error)
+            position, limit = key + b"\0", PAGE
+            continue
         for key, entry in page:
             yield key, entry
-        if len(page) < PAGE:
+        if len(page) < limit:
             return
         position = page[-1][0] + b"\0"
+
+
+async def _first_unreadable(snapshot: Snapshot, start: bytes, error: ChecksumMismatch) -> bytes:
+    """The key of the first entry from `start` on, which cannot be read.
+
+    Nothing but reading tells it: an end of the range above the key fails and one that is not
+    does not, which gives the key byte by byte.
+    """
+
+    async def is_below(end: bytes) -> bool:
+        try:
+            await snapshot.range(start, end, limit=1)
+        except ChecksumMismatch:
+            return True
+        return False
+
+    key = start[:1]
+    while not await is_below(key + b"\0"):
+        if len(key) > KEY_BYTES_MAX:
+            raise error
+        low, high = 0, 255
+        while low < high:
+            middle = (low + high + 1) // 2
+            if await is_below(key + bytes([middle])):
+                high = middle - 1
+            else:
+                low = middle
+        key += bytes([low])
+    return key
 
 
 async def pages(store: Store, prefix: bytes) -> AsyncIterator[list[tuple[bytes, Entry]]]:
@@ -83,7 +133,7 @@ async def tables_now(store: Store) -> dict[int, PartitionRecord]:
 def holders_of(tables: dict[int, PartitionRecord]) -> list[Holder]:
     """Every node that holds a partition, by name."""
     found = {holder for table in tables.values() for holder in table.holders}
-    return sorted(found, key=lambda holder: (holder.name, holder.incarnation))
+    return sorted(found, key=by_name)
 
 
 @dataclass(slots=True)
@@ -110,6 +160,49 @@ async def take_inventory(placement: Placement, holders: Sequence[Holder]) -> Inv
 
     await for_each(holders, ask, at_once=NODES_AT_ONCE)
     return inventory
+
+
+async def states_of(node: Node, refs: Sequence[ChunkRef]) -> list[ChunkState]:
+    """What `node` has of `refs`, every byte read where it lies and compared with the manifest."""
+    states = await node.verify([ref.chunk for ref in refs])
+    return [
+        await _against_manifest(node, ref, state) for ref, state in zip(refs, states, strict=True)
+    ]
+
+
+async def _against_manifest(node: Node, ref: ChunkRef, state: ChunkState) -> ChunkState:
+    """A file that is whole in itself may still be the wrong one."""
+    if state is not ChunkState.GOOD:
+        return state
+    try:
+        verify_part(await node.get(ref.chunk, 0, 0), ref.chunk, ref.digest, ref.length)
+    except FileNotFoundError:
+        return ChunkState.MISSING
+    except Corrupt as error:
+        logger.warning(
+            "chunk %s on %s is not the one of the manifest: %s", ref.chunk, node.name, error
+        )
+        return ChunkState.DAMAGED
+    return state
+
+
+def due_chunks(
+    runs: Sequence[tuple[bytes, RunRecord]], tables: dict[int, PartitionRecord]
+) -> dict[Holder, list[ChunkRef]]:
+    """Which chunks of `runs` should lie on which node; the nodes by name."""
+    due: dict[Holder, list[ChunkRef]] = {}
+    for run, record in runs:
+        table = tables.get(record.partition)
+        if table is None:
+            continue
+        for ref in chunks_of(run, record):
+            for holder in table.for_chunk(ref.chunk.number, record.replicas):
+                due.setdefault(holder, []).append(ref)
+    return {holder: due[holder] for holder in sorted(due, key=by_name)}
+
+
+def by_name(holder: Holder) -> tuple[str, int]:
+    return holder.name, holder.incarnation
 
 
 def chunks_of(run: bytes, record: RunRecord) -> list[ChunkRef]:

@@ -56,7 +56,10 @@ async def locate(core: FileCore, parts: Parts, source: ViewSource) -> list[dict[
 async def download(
     core: FileCore, parts: Parts, source: ViewSource, target: Any, callback: Any
 ) -> None:
-    """Copies a file to the local path or file object `target`; of a directory, makes one."""
+    """Copies a file to the local path or file object `target`; of a directory, makes one.
+
+    A regular file at that path is replaced at the end, or stays as it was.
+    """
     status = await core.stat(parts, source())
     if status.is_directory:
         return await local.make_directories(core.env, os.fspath(target))
@@ -69,9 +72,9 @@ async def download(
         return None
     path = os.fspath(target)
     await local.make_directories(core.env, os.path.dirname(path))
-    async with local.open_local(core.env, path, write=True) as fd:
+    async with local.replacing(core.env, path) as sink:
         async for offset, pieces in _windows(core, reader, callback):
-            await core.env.disk.pwrite(fd, pieces, offset)
+            await sink(pieces, offset)
     return None
 
 

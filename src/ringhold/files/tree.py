@@ -11,13 +11,15 @@ import stat as stat_bits
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ringhold.errors import ChecksumMismatch
 from ringhold.files import records
-from ringhold.files.paths import Parts, file_error
+from ringhold.files.paths import Parts, file_error, join_path
 from ringhold.files.records import ROOT_INO, DirectoryEntry, FileKind, Inode
-from ringhold.files.stored import decoded, missing
+from ringhold.files.stored import decoded, describe_key, missing
 from ringhold.store import keyspace
 from ringhold.store.base import prefix_end
 from ringhold.store.view import View
+from ringhold.types import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,13 @@ async def walk(view: View, parts: Parts) -> Walk:
             raise file_error(errno.ENOTDIR, parts)
         chain.append(entry.ino)
         key = keyspace.entry_key(entry.ino, name)
-        found = await view.get(key)
+        try:
+            found = await view.get(key)
+        except ChecksumMismatch as error:
+            path = join_path(parts)
+            raise ChecksumMismatch(
+                f"{path}: {describe_key(key)} in the store is damaged: run fsck", what=path
+            ) from error
         entry = None if found is None else decoded(records.decode_entry, key, found.value)
     return Walk(parts, tuple(chain) or (ROOT_INO,), entry)
 
@@ -130,7 +138,7 @@ async def children(view: View, directory: int) -> list[tuple[bytes, DirectoryEnt
 
 async def _statuses(view: View, named: Sequence[tuple[Parts, DirectoryEntry]]) -> list[Status]:
     keys = [keyspace.inode_key(entry.ino) for _, entry in named]
-    inodes = await view.get_many(keys)
+    inodes = await _inodes(view, named, keys)
     directories = [e.ino for _, e in named if e.kind is FileKind.DIRECTORY]
     time_keys = [keyspace.directory_time_key(ino) for ino in directories]
     found_times = await view.peek_many(time_keys) if time_keys else []
@@ -144,6 +152,22 @@ async def _statuses(view: View, named: Sequence[tuple[Parts, DirectoryEntry]]) -
         modified_ns = inode.modified_ns if time is None else int.from_bytes(time.value, "big")
         statuses.append(Status(parts, entry.ino, inode, modified_ns))
     return statuses
+
+
+async def _inodes(
+    view: View, named: Sequence[tuple[Parts, DirectoryEntry]], keys: Sequence[bytes]
+) -> list[Entry | None]:
+    """The records under `keys`. ChecksumMismatch names the path of the first damaged one."""
+    try:
+        return await view.get_many(keys)
+    except ChecksumMismatch as error:
+        if len(keys) > 1:
+            return [(await _inodes(view, [n], [k]))[0] for n, k in zip(named, keys, strict=True)]
+        path = join_path(named[0][0])
+        raise ChecksumMismatch(
+            f"{path}: the store's record of it ({describe_key(keys[0])}) is damaged: run fsck",
+            what=path,
+        ) from error
 
 
 async def read_inode(view: View, ino: int) -> Inode:

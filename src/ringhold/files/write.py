@@ -33,6 +33,12 @@ from ringhold.nodes.base import CHUNKS_PER_RUN, partition_of
 CHUNKS_UNDER_WAY_MAX = 4
 
 
+def contiguous(data: Buffer) -> Buffer:
+    """`data` itself, or a copy in order of what a memoryview with strides shows."""
+    view = memoryview(data)
+    return data if view.c_contiguous else view.tobytes()
+
+
 class SessionSource(Protocol):
     """`ringhold.locks.session.Session`."""
 
@@ -71,6 +77,9 @@ class ChunkStream:
 
         Raises what an earlier chunk failed with.
         """
+        data = contiguous(data)
+        if not memoryview(data).nbytes:
+            return
         view = memoryview(data).cast("B")
         self._size += len(view)
         while len(view):

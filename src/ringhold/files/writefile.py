@@ -2,7 +2,8 @@
 
 A file is published by `close`, whole. Leaving its ``with`` block by an exception discards it,
 and so does the garbage collector, with a ResourceWarning: what nobody closed, nobody finished.
-The layers that `open` may put around it, text and compression, keep that promise.
+The layers around it, text and compression, keep that promise, and a ``with`` block of another
+object that merely calls `close` (see `leaving`) counts like the file's own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ringhold.env import Buffer
+from ringhold.files.leaving import blocks_being_left, left_by_exception
 from ringhold.files.readfile import Runner
-from ringhold.files.write import FileWriter
+from ringhold.files.write import FileWriter, contiguous
 
 PENDING_BYTES_MAX = 256 << 10
 
@@ -32,6 +34,7 @@ class WriteFile(io.RawIOBase):
         self._writer = writer
         self._runner = runner
         self._pending = bytearray()
+        self._opened_below = blocks_being_left()
 
     @property
     def name(self) -> str:
@@ -49,8 +52,8 @@ class WriteFile(io.RawIOBase):
 
     def write(self, data: Buffer, /) -> int:  # type: ignore[override]
         """Takes all of `data`; returns its length in bytes."""
-        if self.closed:
-            raise ValueError("I/O operation on closed file.")
+        self._check_open()
+        data = contiguous(data)
         length = memoryview(data).nbytes
         # A trip to the loop costs more than a small copy.
         if length < PENDING_BYTES_MAX:
@@ -67,15 +70,32 @@ class WriteFile(io.RawIOBase):
             await self._writer.write(pending)
         await self._writer.write(data)
 
-    def flush(self) -> None:
-        """Does nothing: a file becomes durable and visible at once, by `close`."""
+    def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
 
+    def flush(self, force: bool = False) -> None:
+        """Does nothing, with `force` neither: a file becomes durable and visible by `close`."""
+        self._check_open()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise self._not_readable()
+
+    def readinto(self, buffer: Any, /) -> int:
+        raise self._not_readable()
+
+    def _not_readable(self) -> io.UnsupportedOperation:
+        return io.UnsupportedOperation(f"{self.path} is open for writing and cannot be read")
+
     def close(self) -> None:
-        """Publishes the file."""
+        """Publishes the file, or discards it when it is called because an exception leaves a
+        ``with`` block of whatever kind around it. Called by name, also in an ``except`` or
+        ``finally`` clause, it publishes."""
         if not self.closed:
-            self._end(self._publish())
+            if left_by_exception(self._opened_below):
+                self._end(self._writer.discard())
+            else:
+                self._end(self._publish())
 
     async def _publish(self) -> None:
         if self._pending:
@@ -94,6 +114,7 @@ class WriteFile(io.RawIOBase):
 
     def _end(self, ending: Coroutine[Any, Any, None]) -> None:
         super().close()
+        self._opened_below = ()
         self._runner.run(ending)
 
     def __exit__(
@@ -177,8 +198,19 @@ class CompressedFile(io.RawIOBase):
         return True
 
     def write(self, data: Buffer, /) -> int:  # type: ignore[override]
+        data = contiguous(data)
         self._compressor.write(data)
         return memoryview(data).nbytes
+
+    def flush(self, force: bool = False) -> None:
+        """Does nothing, as for the file underneath."""
+        self._file.flush()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._file.read(size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self._file.readinto(buffer)
 
     def close(self) -> None:
         if not self.closed:
@@ -219,6 +251,7 @@ class AsyncWriteFile:
         self.path = writer.path
         self._writer = writer
         self._runner = runner
+        self._opened_below = blocks_being_left()
 
     def tell(self) -> int:
         return self._writer.size
@@ -228,8 +261,11 @@ class AsyncWriteFile:
         return memoryview(data).nbytes
 
     async def close(self) -> None:
-        """Publishes the file."""
-        await self._runner.hop(self._writer.close())
+        """As `WriteFile.close`."""
+        if left_by_exception(self._opened_below):
+            await self.discard()
+        else:
+            await self._runner.hop(self._writer.close())
 
     async def discard(self) -> None:
         """Ends the file without publishing it."""

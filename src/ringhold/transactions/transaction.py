@@ -32,6 +32,7 @@ from ringhold.errors import (
     TransactionTooLarge,
 )
 from ringhold.files.scope import loss_behind
+from ringhold.files.stored import what_changed
 from ringhold.locks.handles import user_name
 from ringhold.locks.records import LockKeys, revision_of
 from ringhold.store import kv
@@ -219,8 +220,7 @@ class Transaction:
                 name=guard.name,
                 token=guard.token,
             )
-        reason = f"{_subject(conflict)} was changed by others since it was read"
-        return loss_behind(conflict) or self._lost_to(reason)
+        return loss_behind(conflict) or self._lost_to(_what_changed(conflict))
 
     def _lost_to(self, reason: str) -> TransactionAborted:
         return TransactionAborted(
@@ -278,12 +278,11 @@ class Transaction:
             await self.commit()
 
 
-def _subject(conflict: Conflict) -> str:
-    compare = conflict.compare
-    key = getattr(compare, "key", None)
-    if key is None:
-        return "a range it read"
-    return f"key {kv.user_key(key)!r}" if key.startswith(KEY_VALUE) else f"record {key!r}"
+def _what_changed(conflict: Conflict) -> str:
+    key = getattr(conflict.compare, "key", b"")
+    if key.startswith(KEY_VALUE):
+        return f"key {kv.user_key(key)!r} was changed by others since it was read"
+    return what_changed(conflict)
 
 
 class TransactionKeyValue:
