@@ -1,9 +1,10 @@
 """Commits of the embedded store beside what they are made of.
 
 Peers, in the same run, in turns: SQLite through apsw alone with the statements a commit needs
-(write-ahead log, synchronous=FULL), and appends of the same size with fdatasync. Each round
-commits the same number of puts, each durable before the next begins, except in the concurrent
-round. What was timed is checked afterwards: every commit must be in the database.
+(write-ahead log, synchronous=FULL) and without checksums, and appends of the same size with
+fdatasync. Each round commits the same number of puts, each durable before the next begins,
+except in the concurrent round. What was timed is checked afterwards: every commit must be in
+the database.
 
 Tiny by default; RINGHOLD_BENCH=full takes real sizes. Ratios are medians over the rounds with
 the smallest and largest; above 1 means faster than the peer.
@@ -43,7 +44,7 @@ def key(number: int) -> bytes:
 
 
 class Bare:
-    """SQLite alone: one transaction for each commit, with the statements `apply` executes."""
+    """SQLite alone: one transaction for each commit, with the statements a commit needs."""
 
     def __init__(self, directory: Path):
         self.connection = prepared(directory)
@@ -59,11 +60,12 @@ class Bare:
             assert execute(due, (0, b"")).get is None
             assert execute("SELECT 1 FROM kv WHERE k = ?", (key(number),)).get is None
             execute(
-                "INSERT INTO kv (k, created, revision, lease, v) VALUES (?1, ?2, ?2, ?3, ?4)"
+                "INSERT INTO kv (k, created, revision, lease, value_sum, sum, v)"
+                " VALUES (?1, ?2, ?2, ?3, 0, 0, ?4)"
                 " ON CONFLICT (k) DO UPDATE SET revision = ?2, lease = ?3, v = ?4",
                 (key(number), revision, None, VALUE),
             )
-            execute("INSERT INTO log VALUES (?, ?, ?, ?)", (revision, 0, key(number), VALUE))
+            execute("INSERT INTO log VALUES (?, ?, ?, 0, ?)", (revision, 0, key(number), VALUE))
             execute(
                 "UPDATE meta SET value = CASE name WHEN 'revision' THEN ? ELSE ? END"
                 " WHERE name IN ('revision', 'log_bytes')",

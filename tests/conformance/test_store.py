@@ -23,7 +23,9 @@ from ringhold.errors import (
     SessionExpired,
 )
 from ringhold.store.base import (
+    COMMIT_BYTES_MAX,
     KEY_BYTES_MAX,
+    OPERATIONS_MAX,
     Absent,
     Born,
     Changes,
@@ -318,6 +320,28 @@ def test_wrong_types_are_type_errors(engine: str, arguments: dict[str, Any]) -> 
         with pytest.raises(TypeError):
             await world.store.commit(**arguments)
         assert await everything(world.store) == []
+
+    on(engine, test)
+
+
+def test_a_commit_is_bounded_in_operations_and_in_bytes(engine: str) -> None:
+    async def test(world: World) -> None:
+        third = OPERATIONS_MAX // 3
+        compares = [Absent(b"%d" % number) for number in range(third)]
+        puts = [Put(b"%d" % number, b"") for number in range(third)]
+        deletes = [b"d%d" % number for number in range(OPERATIONS_MAX - 2 * third)]
+        await world.store.commit(compares=compares, puts=puts, deletes=deletes)
+        with pytest.raises(InvalidInput, match=f"OPERATIONS_MAX, {OPERATIONS_MAX}"):
+            await world.store.commit(compares=compares, puts=puts, deletes=[*deletes, b"e"])
+        value = b"x" * VALUE_BYTES_MAX
+        count = COMMIT_BYTES_MAX // VALUE_BYTES_MAX - 1
+        large = [Put(b"large %02d" % number, value) for number in range(count)]
+        rest = COMMIT_BYTES_MAX - count * (VALUE_BYTES_MAX + len(b"large 00")) - 1
+        await world.store.commit(puts=[*large, Put(b"r", value[:rest])])
+        revision = await world.store.commit()
+        with pytest.raises(InvalidInput, match=f"COMMIT_BYTES_MAX, {COMMIT_BYTES_MAX}"):
+            await world.store.commit(puts=[*large, Put(b"r", value[: rest + 1])])
+        assert await world.store.commit() == revision
 
     on(engine, test)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -22,7 +23,14 @@ import apsw
 import pytest
 
 from ringhold.env import real_env
-from ringhold.errors import Closed, Corrupt, InvalidInput, RingholdError, StoreUnavailable
+from ringhold.errors import (
+    ChecksumMismatch,
+    Closed,
+    Corrupt,
+    InvalidInput,
+    RingholdError,
+    StoreUnavailable,
+)
 from ringhold.store.base import Put, Store
 from ringhold.store.sqlite import open_sqlite_store
 from ringhold.store.sqlite.schema import FORMAT_VERSION
@@ -39,7 +47,7 @@ def make(directory: Path, *keys: bytes) -> Path:
 
     async def main() -> None:
         store = await open_store(directory, create=True)
-        await store.commit(puts=[Put(key, b"v" * 3000) for key in keys])
+        await store.commit(puts=[Put(key, key[:1] * 3000) for key in keys])
         await store.close()
 
     asyncio.run(main())
@@ -151,7 +159,7 @@ def test_a_process_in_another_time_namespace_is_refused(tmp_path: Path) -> None:
 def test_damage_within_the_database_is_corrupt_when_met(tmp_path: Path) -> None:
     database = make(tmp_path, *(b"%03d" % number for number in range(200)))
     data = bytearray(database.read_bytes())
-    for page in range(4096 * 8, len(data) - 4096, 4096):
+    for page in range(4096 * 9, len(data) - 4096, 4096):
         data[page : page + 64] = b"\xa5" * 64
     database.write_bytes(data)
 
@@ -201,6 +209,57 @@ def test_a_read_only_file_system_is_named(tmp_path: Path) -> None:
             asyncio.run(open_store(target))
     finally:
         subprocess.run(["umount", target], check=True)
+
+
+# Bits that flip
+
+
+def flipped(database: Path, pattern: bytes) -> Iterator[None]:
+    """Flips one bit in one place after another where the database file has `pattern`."""
+    intact = database.read_bytes()
+    places = [match.start() for match in re.finditer(re.escape(pattern), intact)]
+    assert len(places) == 2  # among the keys and in the log
+    for place in places:
+        damaged = bytearray(intact)
+        damaged[place + len(pattern) // 2] ^= 1
+        database.write_bytes(damaged)
+        for suffix in ("-wal", "-shm"):
+            database.with_name("store.db" + suffix).unlink(missing_ok=True)
+        yield
+
+
+def test_a_flipped_bit_in_a_value_is_an_error_wherever_it_is_read(tmp_path: Path) -> None:
+    database = make(tmp_path, b"a", b"damaged", b"z")
+
+    async def failures() -> list[str]:
+        store = await open_store(tmp_path)
+        snapshot = await store.snapshot()
+        watch = store.watch(b"", 2)
+        reads: dict[str, Callable[[], Awaitable[object]]] = {
+            "get": lambda: snapshot.get(b"damaged"),
+            "get_many": lambda: snapshot.get_many([b"a", b"damaged"]),
+            "long get_many": lambda: snapshot.get_many([b"a"] * 200 + [b"damaged"]),
+            "range": lambda: snapshot.range(b"", b"\xff"),
+            "watch": lambda: anext(watch),
+        }
+        failed = {}
+        for name, read in reads.items():
+            try:
+                await read()
+            except ChecksumMismatch as error:
+                failed[name] = error
+        for error in failed.values():
+            assert "key b'damaged'" in str(error)
+            assert str(database) in error.what
+        entry = await snapshot.get(b"a")
+        assert entry is not None
+        assert entry.value == b"a" * 3000
+        await snapshot.close()
+        await store.close()
+        return list(failed)
+
+    found = [asyncio.run(failures()) for _ in flipped(database, b"d" * 3000)]
+    assert sorted(found) == [["get", "get_many", "long get_many", "range"], ["watch"]]
 
 
 # Disks that refuse

@@ -17,8 +17,9 @@ import apsw
 import pytest
 
 from ringhold.env import real_env
-from ringhold.errors import Compacted, Conflict, SessionExpired
-from ringhold.store.base import Absent, Put, Store, Unchanged
+from ringhold.errors import ChecksumMismatch, Compacted, Conflict, Corrupt, SessionExpired
+from ringhold.store.base import Absent, Born, Put, Store, Unchanged
+from ringhold.store.lock_files import CommitLock
 from ringhold.store.requests import checked_commit
 from ringhold.store.sqlite import open_sqlite_store, writer
 from ringhold.store.sqlite.apply import GrantLease, Now, RenewLease, apply
@@ -114,6 +115,120 @@ def test_the_log_keeps_its_size_in_revisions_and_in_bytes(
         apply(connection, large, Now(1, BOOT))
         assert state()[2] <= 100_000
     assert state()[2] > 30_000
+
+
+def page_accesses(connection: apsw.Connection) -> int:
+    return sum(
+        connection.status(counter)[0]
+        for counter in (apsw.SQLITE_DBSTATUS_CACHE_HIT, apsw.SQLITE_DBSTATUS_CACHE_MISS)
+    )
+
+
+def test_large_values_do_not_slow_what_is_committed_after_them(
+    connection: apsw.Connection,
+) -> None:
+    def cost(prefix: bytes) -> int:
+        before = page_accesses(connection)
+        puts = [Put(prefix + b"%d" % number, b"x") for number in range(500)]
+        apply(connection, [checked_commit([], puts, [], None)], Now(1, BOOT))
+        return page_accesses(connection) - before
+
+    cost(b"a")
+    small = cost(b"b")
+    # Searches for what follows pass these, in the keys as in the log.
+    large = [Put(b"m%d" % number, b"x" * (1 << 20)) for number in range(4)]
+    apply(connection, [checked_commit([], large, [], None)], Now(1, BOOT))
+    assert cost(b"l") < 2 * small
+    assert cost(b"n") < 2 * small
+
+
+def test_a_damaged_record_refuses_its_own_request_only(connection: apsw.Connection) -> None:
+    apply(connection, [put(b"a"), put(b"b")], Now(1, BOOT))
+    connection.execute("UPDATE kv SET revision = revision + 64, created = 66 WHERE k = x'61'")
+    batch = [
+        put(b"x", Unchanged(b"a", 66)),
+        put(b"x", Born(b"a", 66)),
+        checked_commit([], [Put(b"c", b""), Put(b"a", b"")], [], None),
+        put(b"b", Unchanged(b"b", 3)),
+        checked_commit([], [], [b"a"], None),
+        put(b"a", Absent(b"a")),
+    ]
+    outcomes = apply(connection, batch, Now(1, BOOT)).outcomes
+    assert kinds(outcomes) == [ChecksumMismatch] * 3 + [4, 5, 6]
+    assert "key b'a'" in str(outcomes[0])
+    rows = connection.execute("SELECT k, created, revision FROM kv ORDER BY k")
+    assert list(rows) == [(b"a", 6, 6), (b"b", 3, 4)]
+
+
+def test_a_damaged_value_can_be_overwritten(connection: apsw.Connection) -> None:
+    apply(connection, [put(b"a")], Now(1, BOOT))
+    connection.execute("UPDATE kv SET v = x'00'")
+    assert kinds(apply(connection, [put(b"a", Unchanged(b"a", 2))], Now(1, BOOT)).outcomes) == [3]
+    assert connection.execute("SELECT v FROM kv").get == b"v"
+
+
+@pytest.mark.parametrize("name", ["revision", "compacted", "log_bytes"])
+def test_a_damaged_number_of_the_store_stops_every_commit(
+    connection: apsw.Connection, name: str
+) -> None:
+    apply(connection, [put(b"a")], Now(1, BOOT))
+    connection.execute("UPDATE meta SET value = value + 1 WHERE name = ?", (name,))
+    with pytest.raises(ChecksumMismatch, match=name):
+        apply(connection, [put(b"b")], Now(1, BOOT))
+    assert not connection.in_transaction
+    assert connection.execute("SELECT count(*) FROM kv").get == 1
+
+
+@pytest.mark.parametrize("column", ["created", "revision", "lease", "value_sum", "sum", "v"])
+def test_a_row_that_lost_a_column_s_type_is_corrupt(tmp_path: Path, column: str) -> None:
+    async def test(store: Store) -> None:
+        await store.commit(puts=[Put(b"a", b"\xff\xfe")])
+        connection = apsw.Connection(str(tmp_path / "store" / "store.db"))
+        for damage in ("x'00'", "7.5", "CAST(x'fffd' AS TEXT)"):
+            connection.execute(f"UPDATE kv SET {column} = {damage}")
+            snapshot = await store.snapshot()
+            with pytest.raises(Corrupt, match="damaged"):
+                await snapshot.get(b"a")
+            with pytest.raises(Corrupt, match="damaged"):
+                await snapshot.range(b"", b"b")
+            await snapshot.close()
+            if column != "v":
+                with pytest.raises(Corrupt, match="damaged"):
+                    await store.commit(compares=[Unchanged(b"a", 2)])
+        connection.close()
+
+    on_store(tmp_path, test)
+
+
+def test_leases_go_before_a_large_commit_and_hold_it_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[str]] = []
+
+    def recording(connection: apsw.Connection, batch: Any, now: Now, **options: Any) -> Any:
+        batches.append([type(request).__name__ for request in batch])
+        return apply(connection, batch, now, **options)
+
+    monkeypatch.setattr(writer, "apply", recording)
+
+    async def test(store: Store) -> None:
+        await store.grant_lease(LEASE, 60.0)
+        batches.clear()
+        lock = CommitLock(str(tmp_path / "locks"))
+        lock.acquire()
+        large = [Put(b"%d" % number, b"x" * (1 << 20)) for number in range(5)]
+        tasks = [
+            asyncio.ensure_future(store.commit(puts=large)),
+            asyncio.ensure_future(store.commit(puts=[Put(b"small", b"")])),
+            *(asyncio.ensure_future(store.renew_lease(LEASE)) for _ in range(300)),
+        ]
+        await asyncio.sleep(0)
+        lock.close()
+        await asyncio.gather(*tasks)
+
+    on_store(tmp_path, test)
+    assert batches[0] == ["RenewLease"] * 256
+    assert batches[1:3] == [["CommitRequest"], ["RenewLease"] * 44 + ["CommitRequest"]]
 
 
 def on_store(directory: Path, test: Any) -> None:

@@ -14,6 +14,9 @@ snapshot is the newest revision a moment later. Safety must therefore rest on th
 a commit alone.
 
 Keys and values are bytes. Ranges are half open, [start, end), in byte order.
+
+A commit has at most OPERATIONS_MAX compares, puts and deletes together and COMMIT_BYTES_MAX
+bytes in their keys and values: while it is made durable everybody else waits, leases included.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from typing import Protocol
 from ringhold.types import Entry, Event
 
 KEY_BYTES_MAX = 8192
+OPERATIONS_MAX = 100_000
+COMMIT_BYTES_MAX = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,8 @@ def prefix_end(prefix: bytes) -> bytes:
 class Snapshot(Protocol):
     """A view of the store at `revision`. Close it: the engine keeps old versions for it.
 
-    Reads raise Compacted when the snapshot has grown older than the engine's bound.
+    Reads raise Compacted when the snapshot has grown older than the engine's bound, and
+    ChecksumMismatch naming the key when an entry is not what was written.
     """
 
     @property
@@ -147,8 +153,10 @@ class Store(Protocol):
 
         Raises Conflict (`index`, `compare`: the first that failed, in the order given),
         SessionExpired (a put names a lease that is gone; compares are judged first),
-        InvalidInput (a key put and deleted or put twice, too large), StoreUnavailable (nothing
-        happened), OutcomeUnknown (repeat with the same nonce to learn what happened).
+        InvalidInput (a key put and deleted or put twice, too large, more than OPERATIONS_MAX or
+        COMMIT_BYTES_MAX), Corrupt (a record it needs is damaged; deleting that key mends it),
+        StoreUnavailable (nothing happened), OutcomeUnknown (repeat with the same nonce to learn
+        what happened).
         """
 
     def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:

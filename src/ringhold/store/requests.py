@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from ringhold.errors import Compacted, InvalidInput, SessionExpired
 from ringhold.store.base import (
+    COMMIT_BYTES_MAX,
     KEY_BYTES_MAX,
+    OPERATIONS_MAX,
     Absent,
     Born,
     Compare,
@@ -25,6 +27,8 @@ from ringhold.store.base import (
 from ringhold.types import VALUE_BYTES_MAX
 
 LEASE_BYTES = 12
+OPERATION_COST = 512
+"""What an operation without bytes costs to apply, in bytes of a value: measured, roughly."""
 NONCE_BYTES_MAX = 64
 REVISION_MAX = (1 << 63) - 1
 TTL_S_MAX = 1e9
@@ -41,12 +45,17 @@ SNAPSHOT_AGE_MAX_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
-    """One checked commit; `keys` of puts and deletes are distinct."""
+    """One checked commit; the keys of puts and deletes are distinct.
+
+    `size` is what it costs to apply: the bytes of its keys and values, and OPERATION_COST for
+    each operation.
+    """
 
     compares: tuple[Compare, ...]
     puts: tuple[Put, ...]
     deletes: tuple[bytes, ...]
     nonce: bytes | None
+    size: int
 
     @property
     def writes(self) -> bool:
@@ -106,23 +115,29 @@ def ttl_in_ns(ttl_s: float) -> int:
     return max(1, int(ttl_s * 1e9))
 
 
-def _check_compare(compare: Compare) -> None:
+def _check_compare(compare: Compare) -> int:
+    """Returns the bytes of its keys."""
     match compare:
         case Absent(key):
             check_key(key)
+            return len(key)
         case Unchanged(key, revision) | Born(key, revision):
             check_key(key)
             check_revision(revision)
+            return len(key)
         case Empty(start, end):
             check_range(start, end)
+            return len(start) + len(end)
         case NoneBornAfter(start, end, revision):
             check_range(start, end)
             check_revision(revision)
+            return len(start) + len(end)
         case _:
             raise TypeError(f"not a compare: {compare!r}")
 
 
-def _check_put(put: Put) -> None:
+def _check_put(put: Put) -> int:
+    """Returns the bytes of its key and value."""
     if not isinstance(put, Put):
         raise TypeError(f"puts must be Put, not {type(put).__name__}")
     check_key(put.key)
@@ -133,6 +148,7 @@ def _check_put(put: Put) -> None:
         )
     if put.lease is not None:
         check_lease(put.lease)
+    return len(put.key) + len(put.value)
 
 
 def checked_commit(
@@ -142,25 +158,42 @@ def checked_commit(
     nonce: bytes | None,
 ) -> CommitRequest:
     """The request; TypeError or InvalidInput for what no engine may accept."""
-    request = CommitRequest(tuple(compares), tuple(puts), tuple(deletes), nonce)
-    for compare in request.compares:
-        _check_compare(compare)
-    seen: set[bytes] = set()
-    for put in request.puts:
-        _check_put(put)
-        if put.key in seen:
-            raise InvalidInput(f"key {put.key!r} is put twice in one commit")
-        seen.add(put.key)
-    for key in request.deletes:
-        check_key(key)
-        if key in seen:
-            raise InvalidInput(f"key {key!r} is changed twice in one commit")
-        seen.add(key)
+    all_compares, all_puts, all_deletes = tuple(compares), tuple(puts), tuple(deletes)
+    operations = len(all_compares) + len(all_puts) + len(all_deletes)
+    if operations > OPERATIONS_MAX:
+        raise InvalidInput(
+            f"a commit of {operations} operations exceeds OPERATIONS_MAX, {OPERATIONS_MAX}"
+        )
+    size = sum(map(_check_compare, all_compares))
+    size += _check_changes(all_puts, all_deletes)
+    if size > COMMIT_BYTES_MAX:
+        raise InvalidInput(
+            f"a commit of {size} bytes exceeds COMMIT_BYTES_MAX, {COMMIT_BYTES_MAX} bytes"
+        )
     if nonce is not None:
         check_bytes(nonce, "a nonce")
         if not 0 < len(nonce) <= NONCE_BYTES_MAX:
             raise InvalidInput(f"a nonce has 1 to {NONCE_BYTES_MAX} bytes, not {len(nonce)}")
-    return request
+    size += operations * OPERATION_COST
+    return CommitRequest(all_compares, all_puts, all_deletes, nonce, size)
+
+
+def _check_changes(puts: Sequence[Put], deletes: Sequence[bytes]) -> int:
+    """Returns the bytes of their keys and values."""
+    size = 0
+    seen: set[bytes] = set()
+    for put in puts:
+        size += _check_put(put)
+        if put.key in seen:
+            raise InvalidInput(f"key {put.key!r} is put twice in one commit")
+        seen.add(put.key)
+    for key in deletes:
+        check_key(key)
+        if key in seen:
+            raise InvalidInput(f"key {key!r} is changed twice in one commit")
+        seen.add(key)
+        size += len(key)
+    return size
 
 
 def lease_gone(lease: bytes) -> SessionExpired:

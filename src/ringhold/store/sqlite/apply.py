@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import apsw
 
 from ringhold.errors import (
+    ChecksumMismatch,
     Conflict,
     InvalidInput,
     OutcomeUnknown,
@@ -32,6 +34,14 @@ from ringhold.store.base import (
     Unchanged,
 )
 from ringhold.store.requests import LOG_REVISIONS, NONCE_REVISIONS, CommitRequest, lease_gone
+from ringhold.store.sqlite.rows import (
+    check_kv,
+    kv_sum,
+    log_sum,
+    meta_sum,
+    read_meta,
+    sum_of,
+)
 from ringhold.store.sqlite.schema import translated
 
 COMPACT_EVERY = 256
@@ -39,6 +49,28 @@ COMPACT_EVERY = 256
 
 LOG_BYTES_MAX = 256 << 20
 """Values the log keeps at most: large ones push old revisions out before their time."""
+
+
+_SELECT = "SELECT created, revision, lease, value_sum, sum FROM kv WHERE k = ?"
+_INSERT = (
+    "INSERT INTO kv (k, created, revision, lease, value_sum, sum, v)"
+    " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+)
+_UPDATE = (
+    "UPDATE kv SET created = ?2, revision = ?3, lease = ?4, value_sum = ?5, sum = ?6, v = ?7"
+    " WHERE k = ?1"
+)
+_INSERT_LOG = "INSERT INTO log (revision, place, k, sum, v) VALUES (?, ?, ?, ?, ?)"
+_UPDATE_META = (
+    "UPDATE meta SET value = CASE name WHEN 'revision' THEN ?1 ELSE ?3 END,"
+    " sum = CASE name WHEN 'revision' THEN ?2 ELSE ?4 END"
+    " WHERE name IN ('revision', 'log_bytes')"
+)
+
+
+class _Row(NamedTuple):
+    created: int
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +134,7 @@ def apply(
         except BaseException:
             _roll_back(connection)
             raise
-    except apsw.Error as error:
+    except (apsw.Error, UnicodeDecodeError) as error:
         raise translated(error, connection.filename) from error
     try:
         connection.execute("COMMIT")
@@ -127,9 +159,7 @@ class _Transaction:
         self._execute = connection.execute
         self._connection = connection
         self._now = now
-        self._meta: dict[str, int] = dict(
-            self._execute("SELECT name, value FROM meta WHERE name <> 'time_namespace'")
-        )
+        self._meta = read_meta(connection)
         self._before = self._meta["revision"]
         self._revision = self._before
         self._log_bytes = self._meta["log_bytes"]
@@ -138,7 +168,7 @@ class _Transaction:
     def answer(self, request: Request) -> None:
         try:
             outcome: Outcome = self._answer(request)
-        except (Conflict, SessionExpired, InvalidInput) as error:
+        except (Conflict, SessionExpired, InvalidInput, ChecksumMismatch) as error:
             outcome = error
         self.applied.outcomes.append(outcome)
 
@@ -177,11 +207,11 @@ class _Transaction:
             case Absent(key):
                 return bool(self._execute("SELECT 1 FROM kv WHERE k = ?", (key,)).get is None)
             case Unchanged(key, revision):
-                found = self._execute("SELECT revision FROM kv WHERE k = ?", (key,)).get
-                return bool(found == revision)
+                row = self._row(key)
+                return row is not None and row.revision == revision
             case Born(key, revision):
-                found = self._execute("SELECT created FROM kv WHERE k = ?", (key,)).get
-                return bool(found == revision)
+                row = self._row(key)
+                return row is not None and row.created == revision
             case Empty(start, end):
                 query = "SELECT 1 FROM kv WHERE k >= ? AND k < ? LIMIT 1"
                 return bool(self._execute(query, (start, end)).get is None)
@@ -189,23 +219,36 @@ class _Transaction:
                 query = "SELECT 1 FROM kv WHERE k >= ? AND k < ? AND created > ? LIMIT 1"
                 return bool(self._execute(query, (start, end, revision)).get is None)
 
+    def _row(self, key: bytes) -> _Row | None:
+        """What is known of `key` without its value, verified."""
+        found = self._execute(_SELECT, (key,)).get
+        if found is None:
+            return None
+        check_kv(key, found, self._connection.filename)
+        return _Row(found[0], found[1])
+
     def _write(self, puts: Sequence[Put], deletes: Sequence[bytes]) -> None:
+        # Before anything is written: a damaged record refuses this request, not its batch.
+        before = [self._row(put.key) for put in puts]
         self._revision += 1
         revision = self._revision
-        events: list[tuple[int, int, bytes, bytes | None]] = []
-        for put in puts:
-            self._execute(
-                "INSERT INTO kv (k, created, revision, lease, v) VALUES (?1, ?2, ?2, ?3, ?4)"
-                " ON CONFLICT (k) DO UPDATE SET revision = ?2, lease = ?3, v = ?4",
-                (put.key, revision, put.lease, put.value),
-            )
-            events.append((revision, len(events), put.key, put.value))
+        events: list[tuple[int, int, bytes, int, bytes | None]] = []
+        for put, row in zip(puts, before, strict=True):
+            value_sum = sum_of(put.value)
+            created = revision if row is None else row.created
+            new_sum = kv_sum(put.key, created, revision, put.lease, value_sum)
+            values = (created, revision, put.lease, value_sum, new_sum, put.value)
+            self._execute(_INSERT if row is None else _UPDATE, (put.key, *values))
+            place = len(events)
+            log_row_sum = log_sum(revision, place, put.key, value_sum)
+            events.append((revision, place, put.key, log_row_sum, put.value))
             self._log_bytes += len(put.value)
         for key in deletes:
             self._execute("DELETE FROM kv WHERE k = ?", (key,))
             if self._connection.changes():
-                events.append((revision, len(events), key, None))
-        self._connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", events)
+                place = len(events)
+                events.append((revision, place, key, log_sum(revision, place, key, None), None))
+        self._connection.executemany(_INSERT_LOG, events)
 
     def _is_live(self, lease: bytes) -> bool:
         return bool(self._execute("SELECT 1 FROM lease WHERE id = ?", (lease,)).get)
@@ -252,11 +295,9 @@ class _Transaction:
         if self._has_passed(LOG_REVISIONS):
             floor = self._revision - NONCE_REVISIONS
             self._execute("DELETE FROM nonce WHERE revision <= ?", (floor,))
-        self._execute(
-            "UPDATE meta SET value = CASE name WHEN 'revision' THEN ? ELSE ? END"
-            " WHERE name IN ('revision', 'log_bytes')",
-            (self._revision, self._log_bytes),
-        )
+        revision_sum = meta_sum("revision", self._revision)
+        bytes_sum = meta_sum("log_bytes", self._log_bytes)
+        self._execute(_UPDATE_META, (self._revision, revision_sum, self._log_bytes, bytes_sum))
 
     def _has_passed(self, step: int) -> bool:
         return self._before // step != self._revision // step
@@ -277,4 +318,7 @@ class _Transaction:
         rows.close()
         if floor > self._meta["compacted"]:
             self._execute("DELETE FROM log WHERE revision <= ?", (floor,))
-            self._execute("UPDATE meta SET value = ? WHERE name = 'compacted'", (floor,))
+            self._execute(
+                "UPDATE meta SET value = ?, sum = ? WHERE name = 'compacted'",
+                (floor, meta_sum("compacted", floor)),
+            )

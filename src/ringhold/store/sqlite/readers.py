@@ -2,7 +2,8 @@
 
 Guarantees that a snapshot shows one revision, at least as new as every commit that returned
 before, and that none keeps the write-ahead log from being reset for longer than
-SNAPSHOT_AGE_MAX_S: after that its reads raise Compacted.
+SNAPSHOT_AGE_MAX_S: after that its reads raise Compacted. Every entry is verified when it is
+read; ChecksumMismatch names the key of a damaged one.
 
 Reads run on the loop's thread: they cost microseconds from the page cache, a hop to another
 thread costs many times that. Only a read that turns out to be long moves to a thread.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import apsw
 
@@ -27,6 +28,7 @@ from ringhold.store.requests import (
     check_range,
 )
 from ringhold.store.sqlite.opening import Opening
+from ringhold.store.sqlite.rows import check_kv, check_value, read_meta
 from ringhold.store.sqlite.schema import connect, translated
 from ringhold.types import Entry
 
@@ -40,11 +42,11 @@ INLINE_ROWS = 128
 INLINE_BYTES = 1 << 18
 """What is read on the loop's thread at most before a thread takes over."""
 
-_GET = "SELECT v, revision, created FROM kv WHERE k = ?"
-_RANGE = "SELECT k, v, revision, created FROM kv WHERE k >= ? AND k < ? ORDER BY k LIMIT ?"
-_RANGE_DOWN = (
-    "SELECT k, v, revision, created FROM kv WHERE k >= ? AND k < ? ORDER BY k DESC LIMIT ?"
-)
+# A value whose stored type is damaged is compared as the bytes it has, not decoded as text.
+_COLUMNS = "k, CAST(v AS BLOB), created, revision, lease, value_sum, sum"
+_GET = f"SELECT {_COLUMNS} FROM kv WHERE k = ?"
+_RANGE = f"SELECT {_COLUMNS} FROM kv WHERE k >= ? AND k < ? ORDER BY k LIMIT ?"
+_RANGE_DOWN = f"SELECT {_COLUMNS} FROM kv WHERE k >= ? AND k < ? ORDER BY k DESC LIMIT ?"
 
 
 class Readers:
@@ -76,7 +78,7 @@ class Readers:
     def reading(self) -> Iterator[None]:
         try:
             yield
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise translated(error, self.opening.path) from error
 
     def snapshot(self) -> SqliteSnapshot:
@@ -84,7 +86,7 @@ class Readers:
         try:
             with self.reading():
                 connection.execute("BEGIN")
-                revision = connection.execute("SELECT value FROM meta WHERE name = 'revision'").get
+                revision = read_meta(connection)["revision"]
         except BaseException:
             connection.close()
             raise
@@ -154,7 +156,7 @@ class SqliteSnapshot:
         await self._alone()
         with self._readers.reading():
             row = self._open().execute(_GET, (key,)).get
-        return None if row is None else Entry(*row)
+            return None if row is None else self._verified(row)[1]
 
     async def get_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
         check_keys(keys)
@@ -163,7 +165,7 @@ class SqliteSnapshot:
 
         def read(wanted: Sequence[bytes]) -> list[Entry | None]:
             rows = (connection.execute(_GET, (key,)).get for key in wanted)
-            return [None if row is None else Entry(*row) for row in rows]
+            return [None if row is None else self._verified(row)[1] for row in rows]
 
         if len(keys) <= INLINE_ROWS:
             with self._readers.reading():
@@ -181,13 +183,33 @@ class SqliteSnapshot:
         with self._readers.reading():
             cursor = connection.execute(query, (start, end, -1 if limit is None else limit))
             try:
-                found, whole = _read_some(cursor)
+                found, whole = self._read_some(cursor)
                 if not whole:
-                    found += await self._long(_read_rest, cursor)
+                    found += await self._long(self._read_rest, cursor)
             finally:
                 # An open cursor would keep the read transaction beyond the snapshot.
                 cursor.close()
         return found
+
+    def _verified(self, row: tuple[Any, ...]) -> tuple[bytes, Entry]:
+        key, value = row[:2]
+        check_kv(key, row[2:], self._readers.opening.path)
+        check_value(key, value, row[5], self._readers.opening.path)
+        return key, Entry(value, row[3], row[2])
+
+    def _read_some(self, cursor: apsw.Cursor) -> tuple[list[tuple[bytes, Entry]], bool]:
+        """The first entries, and whether they are all."""
+        found: list[tuple[bytes, Entry]] = []
+        size = 0
+        for row in cursor:
+            found.append(self._verified(row))
+            size += len(row[1])
+            if len(found) == INLINE_ROWS or size > INLINE_BYTES:
+                return found, False
+        return found, True
+
+    def _read_rest(self, cursor: apsw.Cursor) -> list[tuple[bytes, Entry]]:
+        return [self._verified(row) for row in cursor]
 
     async def _alone(self) -> None:
         """Waits while a thread uses the connection."""
@@ -234,19 +256,3 @@ class SqliteSnapshot:
         if not self._readers.opening.is_inherited():
             self._closed = True
             self.drop()
-
-
-def _read_some(cursor: apsw.Cursor) -> tuple[list[tuple[bytes, Entry]], bool]:
-    """The first entries, and whether they are all."""
-    found: list[tuple[bytes, Entry]] = []
-    size = 0
-    for key, value, revision, created in cursor:
-        found.append((key, Entry(value, revision, created)))
-        size += len(value)
-        if len(found) == INLINE_ROWS or size > INLINE_BYTES:
-            return found, False
-    return found, True
-
-
-def _read_rest(cursor: apsw.Cursor) -> list[tuple[bytes, Entry]]:
-    return [(key, Entry(value, revision, created)) for key, value, revision, created in cursor]

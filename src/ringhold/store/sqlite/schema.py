@@ -1,12 +1,18 @@
 """The database file: its tables, its versions, and how it is opened.
 
-    kv     the keys; the value stands last, so that revisions are read without it
-    log    what every revision changed, for watches; v is NULL for a deletion
+    kv     the keys; the value stands last, so that the rest is read without it
+    log    what every revision changed, in the order of `place`; v is NULL for a deletion
     lease  deadlines in CLOCK_BOOTTIME of the boot named beside them
     nonce  commits that must not be applied twice
     meta   revision: the newest; compacted: the newest no longer in the log;
            log_bytes: size of the values in the log;
            time_namespace: the one whose boot time the deadlines are in
+
+`sum` and `value_sum` are the checksums that `rows` tells.
+
+Tables with values have rowids, and their keys stand in an index beside them: in a table WITHOUT
+ROWID the whole row is the key of its tree, and a search that passes a row of a mebibyte copies
+that mebibyte to compare it.
 
 Write-ahead log with synchronous=FULL: without FULL a commit that was acknowledged is lost at a
 power cut. Checkpoints are never automatic, not even at close: they happen under the commit lock
@@ -23,6 +29,7 @@ import apsw
 
 from ringhold.errors import Corrupt, InvalidInput, RingholdError, StoreUnavailable
 from ringhold.store import lock_files
+from ringhold.store.sqlite.rows import META_NAMES, meta_sum
 
 APPLICATION_ID = 0x52484C44  # "RHLD"
 FORMAT_VERSION = 1
@@ -35,16 +42,19 @@ CREATE TABLE kv (
     created INTEGER NOT NULL,
     revision INTEGER NOT NULL,
     lease BLOB,
+    value_sum INTEGER NOT NULL,
+    sum INTEGER NOT NULL,
     v BLOB NOT NULL
-) WITHOUT ROWID;
+);
 CREATE INDEX kv_by_lease ON kv (lease) WHERE lease IS NOT NULL;
 CREATE TABLE log (
     revision INTEGER NOT NULL,
     place INTEGER NOT NULL,
     k BLOB NOT NULL,
+    sum INTEGER NOT NULL,
     v BLOB,
     PRIMARY KEY (revision, place)
-) WITHOUT ROWID;
+);
 CREATE TABLE lease (
     id BLOB PRIMARY KEY NOT NULL,
     ttl_ns INTEGER NOT NULL,
@@ -58,7 +68,8 @@ CREATE TABLE nonce (
 ) WITHOUT ROWID;
 CREATE TABLE meta (
     name TEXT PRIMARY KEY NOT NULL,
-    value NOT NULL
+    value NOT NULL,
+    sum INTEGER
 ) WITHOUT ROWID;
 """
 
@@ -78,9 +89,12 @@ def _leak_inherited() -> None:
 os.register_at_fork(after_in_child=_leak_inherited)
 
 
-def translated(error: apsw.Error, path: str) -> RingholdError:
-    """What an SQLite error on reading or opening `path` means to the caller."""
-    if isinstance(error, (apsw.NotADBError, apsw.CorruptError)):
+def translated(error: apsw.Error | UnicodeDecodeError, path: str) -> RingholdError:
+    """What an SQLite error on reading or opening `path` means to the caller.
+
+    UnicodeDecodeError is what a column raises that has lost its type and became a text.
+    """
+    if isinstance(error, (apsw.NotADBError, apsw.CorruptError, UnicodeDecodeError)):
         return Corrupt(f"the store {path} is damaged: {error}", what=path)
     return StoreUnavailable(f"the store {path} cannot be used: {error}")
 
@@ -115,14 +129,14 @@ def create_tables(connection: apsw.Connection, path: str) -> None:
         raise StoreUnavailable(f"the store {path} cannot use a write-ahead log here")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(_TABLES)
+    first = {"revision": FIRST_REVISION, "compacted": FIRST_REVISION - 1, "log_bytes": 0}
     connection.executemany(
-        "INSERT INTO meta (name, value) VALUES (?, ?)",
-        [
-            ("revision", FIRST_REVISION),
-            ("compacted", FIRST_REVISION - 1),
-            ("log_bytes", 0),
-            ("time_namespace", lock_files.time_namespace()),
-        ],
+        "INSERT INTO meta (name, value, sum) VALUES (?, ?, ?)",
+        [(name, value, meta_sum(name, value)) for name, value in first.items()],
+    )
+    connection.execute(
+        "INSERT INTO meta (name, value) VALUES ('time_namespace', ?)",
+        (lock_files.time_namespace(),),
     )
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
@@ -156,7 +170,7 @@ def check_format(connection: apsw.Connection, path: str) -> None:
     if connection.execute("PRAGMA journal_mode").get != "wal":
         raise Corrupt(f"the store {path} has lost its write-ahead log mode", what=path)
     names = {name for (name,) in connection.execute("SELECT name FROM meta")}
-    missing = {"revision", "compacted", "log_bytes", "time_namespace"} - names
+    missing = {*META_NAMES, "time_namespace"} - names
     if missing:
         raise Corrupt(f"the store {path} lacks {', '.join(sorted(missing))}", what=path)
 

@@ -1,7 +1,8 @@
 """Watches: the log read forward, woken by this process's commits and by polling for others'.
 
 Guarantees whole revisions, in order, each once. While nobody waits nothing polls; a watch costs
-nothing but its place in the log, and closing it leaves nothing behind.
+nothing but its place in the log, and closing it leaves nothing behind. Every change is verified
+when it is read.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import groupby
+from typing import Any
 
 import apsw
 
@@ -16,6 +18,7 @@ from ringhold.errors import RingholdError
 from ringhold.store.base import Changes, prefix_end
 from ringhold.store.requests import no_longer_kept
 from ringhold.store.sqlite.readers import Readers
+from ringhold.store.sqlite.rows import check_log, read_meta
 from ringhold.types import Event, EventKind
 
 POLL_S = 0.010
@@ -113,22 +116,24 @@ class Watches:
 def _read_log(
     connection: apsw.Connection, prefix: bytes, from_revision: int
 ) -> tuple[int, list[Changes]]:
-    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    meta = read_meta(connection)
     if from_revision <= meta["compacted"]:
         raise no_longer_kept(from_revision, meta["compacted"])
     end = min(meta["revision"] + 1, from_revision + BATCH_REVISIONS)
     rows = connection.execute(
-        "SELECT revision, k, v FROM log"
+        "SELECT revision, place, k, v, sum FROM log"
         " WHERE revision >= ? AND revision < ? AND k >= ? AND k < ? ORDER BY revision, place",
         (from_revision, end, prefix, prefix_end(prefix)),
     )
     found = [
-        Changes(revision, tuple(_event(key, value, revision) for _, key, value in group))
+        Changes(revision, tuple(_event(row, connection.filename) for row in group))
         for revision, group in groupby(rows, key=lambda row: row[0])
     ]
     return max(end, from_revision), found
 
 
-def _event(key: bytes, value: bytes | None, revision: int) -> Event:
+def _event(row: tuple[Any, ...], path: str) -> Event:
+    revision, place, key, value, expected = row
+    check_log(revision, place, key, value, expected, path)
     kind = EventKind.DELETE if value is None else EventKind.PUT
     return Event(kind, key, value, revision)

@@ -2,8 +2,13 @@
 
 Guarantees:
 
-- Group commit: whatever is queued when the lock is won, up to BATCH_MAX requests, goes into one
-  transaction and one fsync.
+- Group commit: whatever is queued when the lock is won, up to BATCH_MAX requests and
+  BATCH_SIZE_MAX, goes into one transaction and one fsync. A larger commit goes alone.
+- Requests for leases go first, and never into one transaction with a large commit. What a
+  renewal still waits for is bounded: the transaction under way here (by OPERATIONS_MAX and
+  COMMIT_BYTES_MAX, or BATCH_SIZE_MAX), at most one it was not to overtake again, and the turns
+  that other processes take at the commit lock, each bounded in the same way. A process that is
+  stopped while it holds the lock is the exception; no bound exists for that.
 - A request is answered once: with its outcome, with StoreUnavailable when it was never begun or
   left nothing, or with OutcomeUnknown. A request that waited STUCK_S seconds for a lock that
   another process does not give back is withdrawn, and its error names that process.
@@ -28,10 +33,13 @@ import apsw
 from ringhold.env import Clock
 from ringhold.errors import Corrupt, OutcomeUnknown, RingholdError, StoreUnavailable
 from ringhold.store.lock_files import CommitLock
+from ringhold.store.requests import CommitRequest
 from ringhold.store.sqlite.apply import Applied, Now, Outcome, Request, apply
 from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, connect
 
 BATCH_MAX = 256
+BATCH_SIZE_MAX = 4 << 20
+"""Of `CommitRequest.size`: a few tens of milliseconds, as long as a renewal may be delayed."""
 STUCK_S = 10.0
 CHECKPOINT_PAGES = 1_000
 RESTART_PAGES = 16_000
@@ -43,6 +51,10 @@ class _Queued:
     request: Request
     future: asyncio.Future[int]
     since_ns: int
+
+
+def _size(queued: _Queued) -> int:
+    return queued.request.size if isinstance(queued.request, CommitRequest) else 0
 
 
 class Checkpoints:
@@ -103,7 +115,9 @@ class Writer:
         self._on_ended = on_ended
         self._on_committed = on_committed
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Queued] = deque()
+        self._commits: deque[_Queued] = deque()
+        self._leases: deque[_Queued] = deque()
+        self._overtaken = False
         self._unanswered: dict[_Queued, None] = {}
         self._answered = asyncio.Event()
         self._stuck_timer: asyncio.TimerHandle | None = None
@@ -120,11 +134,14 @@ class Writer:
         future: asyncio.Future[int] = self._loop.create_future()
         queued = _Queued(request, future, self._clock.monotonic_ns())
         self._unanswered[queued] = None
-        self._queue.append(queued)
+        self._queue_of(queued).append(queued)
         self._ring()
         if self._stuck_timer is None:
             self._stuck_timer = self._loop.call_later(STUCK_S, self._withdraw_stuck)
         return future
+
+    def _queue_of(self, queued: _Queued) -> deque[_Queued]:
+        return self._commits if isinstance(queued.request, CommitRequest) else self._leases
 
     def _ring(self) -> None:
         if not self._rung:
@@ -138,7 +155,7 @@ class Writer:
         limit_ns = self._clock.monotonic_ns() - int(STUCK_S * 1e9)
         for queued in [queued for queued in self._unanswered if queued.since_ns <= limit_ns]:
             try:
-                self._queue.remove(queued)
+                self._queue_of(queued).remove(queued)
             except ValueError:
                 continue  # The thread has it: it is being committed.
             error = StoreUnavailable(
@@ -187,10 +204,10 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while not (self._stopping and not self._queue):
+            while not (self._stopping and not self._has_queued()):
                 self._doorbell.get()
                 self._rung = False
-                while self._queue:
+                while self._has_queued():
                     self._commit_queued()
         finally:
             if self._connection is not None:
@@ -222,13 +239,26 @@ class Writer:
         finally:
             self._lock.release()
 
+    def _has_queued(self) -> bool:
+        return bool(self._leases or self._commits)
+
     def _take(self) -> list[_Queued]:
+        """The next batch: leases, then commits in their order while they are small together."""
         batch: list[_Queued] = []
-        while len(batch) < BATCH_MAX:
-            try:
-                batch.append(self._queue.popleft())
-            except IndexError:
-                break  # Empty, or the last one was withdrawn meanwhile.
+        size = 0
+        # Commits are overtaken once: leases that keep coming must not keep them waiting.
+        leases = () if self._overtaken and self._commits else self._leases
+        with contextlib.suppress(IndexError):  # Empty, or the last was withdrawn meanwhile.
+            while leases and len(batch) < BATCH_MAX:
+                batch.append(leases.popleft())
+        leads = bool(batch)
+        with contextlib.suppress(IndexError):
+            while self._commits and len(batch) < BATCH_MAX:
+                size += _size(self._commits[0])
+                if batch and size > BATCH_SIZE_MAX:
+                    break
+                batch.append(self._commits.popleft())
+        self._overtaken = leads and bool(self._commits)
         return batch
 
     def _commit(self, batch: list[_Queued]) -> None:
