@@ -6,11 +6,14 @@ Method: real directories; creations that stop halfway are made by failing one st
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
 import shutil
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from ringhold.env import real_env
 from ringhold.errors import Closed, InvalidInput, NotEnoughNodes
 from ringhold.files.filesystem import RingholdFileSystem
 from ringhold.nodes.records import PartitionRecord, decode_partition
+from ringhold.store import lock_files
 from ringhold.store.base import Store, prefix_end
 from ringhold.store.keyspace import PARTITION
 from ringhold.types import Node, NodeSpec, PlacementWarning
@@ -553,3 +557,46 @@ def test_a_missing_parent_is_named(tmp_path: Path) -> None:
         ringhold.open(tmp_path / "missing" / "c")
     assert caught.value.filename == str(tmp_path / "missing")
     assert str(tmp_path / "missing" / "c") in str(caught.value)
+
+
+def test_other_systems_are_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ringhold.InvalidInput, match="Linux"):
+        ringhold.open(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_node_on_a_network_file_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ringhold.create(tmp_path / "c", nodes=2, replicas=2) as cluster:
+        kind = lock_files.file_system_type(str(tmp_path))
+        monkeypatch.setitem(lock_files.REFUSED_FILE_SYSTEMS, kind, "NFS")
+        (tmp_path / "other").mkdir()
+        with pytest.raises(ringhold.InvalidInput, match="NFS"):
+            cluster.replace_node("n1", path=str(tmp_path / "other"))
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_a_node_that_moved_keeps_its_chunks(tmp_path: Path) -> None:
+    with ringhold.create(tmp_path / "c", nodes=2, replicas=1, chunk_size=64 << 10) as cluster:
+        for number in range(10):
+            cluster.fs.pipe_file(f"/{number}", bytes([number]) * 100_000)
+        (tmp_path / "c" / "nodes" / "n1").rename(tmp_path / "moved")
+        cluster.replace_node("n1", path=str(tmp_path / "moved"))
+        states = {node.name: node for node in cluster.status().nodes}
+        assert states["n1"].incarnation == 1
+        assert states["n1"].up
+        for number in range(10):
+            assert cluster.fs.cat_file(f"/{number}") == bytes([number]) * 100_000
+        # A directory that is missing is a new one, and an empty one another incarnation.
+        cluster.replace_node("n1", path=str(tmp_path / "new"))
+        assert cluster.status().nodes[0].incarnation == 2
+
+
+def test_transactions_that_were_never_entered_are_forgotten(tmp_path: Path) -> None:
+    with ringhold.create(tmp_path / "c") as cluster:
+        transactions = [cluster.transaction() for _ in range(3)]
+        forgotten = weakref.ref(transactions.pop()._transaction)
+        gc.collect()
+        assert forgotten() is None

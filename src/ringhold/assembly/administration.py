@@ -6,10 +6,12 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
+import msgspec
+
 from ringhold.assembly.location import Location
 from ringhold.assembly.plan import check_spec, node_record
 from ringhold.env import Env
-from ringhold.errors import InvalidInput, RingholdError
+from ringhold.errors import InvalidInput, NodeDown, RingholdError
 from ringhold.nodes import records
 from ringhold.nodes.base import PARTITIONS, Identity, Node
 from ringhold.nodes.directory import DirectoryNode
@@ -165,11 +167,15 @@ class Administration:
         """Brings an empty directory or daemon into service in place of the node `name`.
 
         One commit gives it a new incarnation in the node's record and in every partition it
-        holds, so copies that the old one acknowledged do not count any more.
+        holds, so copies that the old one acknowledged do not count any more. A node that still
+        is the present incarnation, at another place or address, keeps it and its chunks.
         """
         before = await self._node_record(name)
         given = NodeSpec(name, path, address, before.weight, before.zone)
         after = self._successor(before, check_spec(given))
+        if await self._is_moved(before, after):
+            await self._move(before, after)
+            return
         node = self._open_node(after)
         try:
             await node.adopt(Identity(self._record.identity, name, after.incarnation))
@@ -177,9 +183,7 @@ class Administration:
             await node.close()
 
         async def rewrite(view: View) -> None:
-            entry = await view.get(node_key(name.encode()))
-            if entry is None or records.decode_node(entry.value) != before:
-                raise InvalidInput(f"node {name!r} was replaced by somebody else meanwhile")
+            await _require_unchanged(view, before)
             view.put(node_key(name.encode()), records.encode(after))
             keys = [partition_key(number) for number in range(PARTITIONS)]
             for key, found in zip(keys, await view.get_many(keys), strict=True):
@@ -192,6 +196,28 @@ class Administration:
                 )
                 if holders != partition.holders:
                     view.put(key, records.encode(records.PartitionRecord(holders)))
+
+        await transact(self._store, self._env, rewrite)
+
+    async def _is_moved(self, before: NodeRecord, after: NodeRecord) -> bool:
+        """Whether what is at the place of `after` is the node `before` itself."""
+        if (before.path, before.address) == (after.path, after.address):
+            return False
+        node = self._open_node(after)
+        try:
+            found = await node.identity()
+        except NodeDown:
+            return False
+        finally:
+            await node.close()
+        return found == Identity(self._record.identity, before.name, before.incarnation)
+
+    async def _move(self, before: NodeRecord, after: NodeRecord) -> None:
+        moved = msgspec.structs.replace(before, path=after.path, address=after.address)
+
+        async def rewrite(view: View) -> None:
+            await _require_unchanged(view, before)
+            view.put(node_key(before.name.encode()), records.encode(moved))
 
         await transact(self._store, self._env, rewrite)
 
@@ -230,3 +256,9 @@ async def _node_records(snapshot: Snapshot) -> list[NodeRecord]:
 
 async def _has_failed(node: Node) -> bool:
     return isinstance(node, DirectoryNode) and await node.is_marked_failed()
+
+
+async def _require_unchanged(view: View, before: NodeRecord) -> None:
+    entry = await view.get(node_key(before.name.encode()))
+    if entry is None or records.decode_node(entry.value) != before:
+        raise InvalidInput(f"node {before.name!r} was replaced by somebody else meanwhile")

@@ -139,7 +139,12 @@ async def _make_parent(location: Location, env: Env, record: NodeRecord) -> None
     try:
         await env.disk.mkdir(os.path.dirname(os.path.join(location.directory, record.path)))
     except FileExistsError:
-        return
+        logger.debug("the folder of the nodes of %s is there already", location.url)
+    fd = await env.disk.open(location.directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        await env.disk.fsync_dir(fd)
+    finally:
+        await env.disk.close(fd)
 
 
 async def _draft(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import sys
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -47,6 +48,11 @@ class Found(enum.Enum):
 
 def parse_url(url: str | os.PathLike[str]) -> Location:
     """The place `url` names. TypeError, or InvalidInput for what this build cannot open."""
+    if sys.platform != "linux":
+        raise InvalidInput(
+            f"clusters need Linux 5.10 or newer, for its file locks and boot clock; this is "
+            f"{sys.platform}"
+        )
     text = os.fspath(url)
     if not isinstance(text, str):
         raise TypeError(f"a cluster's URL must be str or a path, not {type(url).__name__}")

@@ -23,6 +23,7 @@ from ringhold.nodes.mount import (
     subdirectory_name,
 )
 from ringhold.nodes.new_file import NewFile
+from ringhold.store.lock_files import refuse_shared_file_system
 
 # A freshly made file system has its own directory for lost files.
 _FOUND_IN_EMPTY = ("lost+found", LOCK)
@@ -87,6 +88,7 @@ async def _adopt(disk: Disk, mount: Mount, identity: Identity, content: bytes) -
             f"directory is not empty (there is {foreign!r}): a node needs an empty one",
             mount.path,
         )
+    refuse_shared_file_system(mount.path)
     await _make_subdirectories(disk, mount)
     mount.tmp_fd = await disk.open(TMP, OPEN_DIRECTORY, dir_fd=mount.root_fd)
     new = NewFile(mount)

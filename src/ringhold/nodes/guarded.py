@@ -20,6 +20,7 @@ from ringhold.errors import Closed, Corrupt, NodeDown
 from ringhold.nodes import identity as identity_file
 from ringhold.nodes.base import Identity
 from ringhold.nodes.mount import FAILED, DiskFailure, Mount, NotTheNode, open_mount
+from ringhold.store.lock_files import refuse_shared_file_system
 
 logger = logging.getLogger("ringhold")
 
@@ -114,6 +115,7 @@ class GuardedDirectory:
 
     async def _open(self) -> Mount:
         try:
+            refuse_shared_file_system(self.path)
             mount = await open_mount(self._env, self.path)
         except (OSError, Corrupt) as error:
             raise self._down(f"cannot be opened: {error}") from error

@@ -170,10 +170,10 @@ class Transactions:
         self._file_system = file_system
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
-        async def make() -> AsyncTransaction:
-            return self._transactions.transaction(timeout)
-
-        return Transaction(self._bridge.run(make()), self._bridge, self._file_system)
+        """One that begins where it is entered: ``with``."""
+        self._bridge.check_process()
+        transaction = self._transactions.transaction(timeout)
+        return Transaction(transaction, self._bridge, self._file_system)
 
     def begin(self, timeout: float | None = 30.0) -> Transaction:
         """One that has begun; to be ended by `commit` or `rollback`."""

@@ -84,20 +84,15 @@ class AsyncTransactions:
         """One that begins where it is entered: ``async with``."""
         timeout_s = check_timeout(timeout)
         self._check_open()
-        transaction = Transaction(
+        return Transaction(
             self._store,
             self._env,
             timeout_s,
             self._check_open,
             self._files,
             self._file_system,
-            self._forget,
+            self._active,
         )
-        self._active[transaction.id] = transaction
-        return transaction
-
-    def _forget(self, transaction: Transaction) -> None:
-        self._active.pop(transaction.id, None)
 
     async def begin(
         self,

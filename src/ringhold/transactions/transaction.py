@@ -26,6 +26,7 @@ from ringhold.errors import (
     Conflict,
     InvalidInput,
     OutcomeUnknown,
+    RingholdError,
     SessionExpired,
     StaleToken,
     TransactionAborted,
@@ -84,7 +85,7 @@ class Transaction:
         check_open: Callable[[], None],
         files: SharedView,
         file_system: Callable[[Transaction], Any],
-        ended: Callable[[Transaction], None],
+        active: dict[str, Transaction],
     ):
         self._store = store
         self._env = env
@@ -92,7 +93,7 @@ class Transaction:
         self._check_open = check_open
         self._files = files
         self._make_file_system = file_system
-        self._ended = ended
+        self._active = active
         self._nonce = env.random_bytes(ID_BYTES)
         self._snapshot: Snapshot | None = None
         self._view: View | None = None
@@ -129,6 +130,7 @@ class Transaction:
         self._check_open()
         self._snapshot = await self._store.snapshot()
         self._view = View(self._snapshot)
+        self._active[self.id] = self
         if self._timeout_s is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._timeout_s, self._time_out)
@@ -190,37 +192,46 @@ class Transaction:
         return await finish(asyncio.ensure_future(self._commit(view)))
 
     async def _commit(self, view: View) -> int:
-        status = TransactionStatus.ABORTED
+        # Only what is known to have had no effect counts as aborted: a loop that is shut down
+        # cancels this task too, and the commit under way may become durable all the same.
+        status = TransactionStatus.UNKNOWN
         try:
             async with self._files.view_lock(view):
                 revision = await commit_known(view, self._store, self._env, self._nonce)
             status = TransactionStatus.COMMITTED
             return revision
-        except Conflict as error:
-            raise self._refused(error) from error
-        except (Compacted, SessionExpired) as error:
-            raise self._lost_to(str(error)) from error
-        except InvalidInput as error:
-            message = f"transaction {self.id} was aborted: {error}"
-            raise TransactionTooLarge(message, reason=str(error)) from error
         except OutcomeUnknown as error:
-            status = TransactionStatus.UNKNOWN
             error.add_note(f"transaction {self.id}: ask cluster.transactions.status() later")
             raise
+        except RingholdError as error:
+            status = TransactionStatus.ABORTED
+            refusal = self._refused(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         finally:
             self._end(status)
             await self._drop()
 
-    def _refused(self, conflict: Conflict) -> Exception:
-        guard = self._guards.get(conflict.compare)
-        if guard is not None:
-            return StaleToken(
-                f"transaction {self.id} had no effect: lock {guard.name!r} is no longer held "
-                f"under token {guard.token}",
-                name=guard.name,
-                token=guard.token,
-            )
-        return loss_behind(conflict) or self._lost_to(_what_changed(conflict))
+    def _refused(self, error: RingholdError) -> RingholdError | None:
+        """What a failed commit means to the transaction; None when the error says it itself."""
+        match error:
+            case Conflict():
+                guard = self._guards.get(error.compare)
+                if guard is not None:
+                    return StaleToken(
+                        f"transaction {self.id} had no effect: lock {guard.name!r} is no longer "
+                        f"held under token {guard.token}",
+                        name=guard.name,
+                        token=guard.token,
+                    )
+                return loss_behind(error) or self._lost_to(_what_changed(error))
+            case Compacted() | SessionExpired():
+                return self._lost_to(str(error))
+            case InvalidInput():
+                message = f"transaction {self.id} was aborted: {error}"
+                return TransactionTooLarge(message, reason=str(error))
+        return None
 
     def _lost_to(self, reason: str) -> TransactionAborted:
         return TransactionAborted(
@@ -238,7 +249,7 @@ class Transaction:
     def _end(self, status: TransactionStatus) -> None:
         self._status = status
         self._stop_timer()
-        self._ended(self)
+        self._active.pop(self.id, None)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
