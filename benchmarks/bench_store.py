@@ -93,7 +93,7 @@ class Direct:
             request = checked_commit([Absent(key(number))], [Put(key(number), VALUE)], [], None)
             self.lock.acquire()
             now_ns = clock.boottime_ns()
-            self.lock.sign(now_ns)
+            self.lock.sign()
             applied = apply(self.connection, [request], Now(now_ns, self.boot_id))
             assert isinstance(applied.outcomes[0], int)
             self.checkpoints.run_if_due()

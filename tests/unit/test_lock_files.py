@@ -105,7 +105,7 @@ def test_the_commit_lock_serialises_and_names_its_holder(tmp_path: Path) -> None
     first, second = CommitLock(str(tmp_path)), CommitLock(str(tmp_path))
     assert first.holder() == 0
     first.acquire()
-    first.sign(1)
+    first.sign()
     assert second.holder() == os.getpid()
     got_it = threading.Event()
 
@@ -124,6 +124,45 @@ def test_the_commit_lock_serialises_and_names_its_holder(tmp_path: Path) -> None
     thread.join()
     first.close()
     second.close()
+    assert first.holder() == 0
+
+
+def test_trying_the_commit_lock_waits_for_nobody_and_stands_in_nobody_s_way(
+    tmp_path: Path,
+) -> None:
+    first, second = CommitLock(str(tmp_path)), CommitLock(str(tmp_path))
+    assert first.try_acquire()
+    assert not second.try_acquire()
+    first.release()
+    assert second.try_acquire()
+    second.close()
+    first.acquire()
+    first.close()
+
+
+def test_a_commit_lock_that_cannot_be_waited_for_is_not_waited_for(tmp_path: Path) -> None:
+    lock = CommitLock(str(tmp_path))
+    lock.close()
+    with pytest.raises(ValueError, match="file descriptor"):
+        lock.acquire()
+    assert not lock.waiting
+
+
+def test_lock_files_are_closed_even_where_they_cannot_be_unlocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, other = CommitLock(str(tmp_path)), CommitLock(str(tmp_path))
+    lock.acquire()
+
+    def refuse(file: LockFile) -> None:
+        raise OSError(37, "planned")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LockFile, "release", refuse)
+        with pytest.raises(OSError, match="planned"):
+            lock.close()
+    assert other.try_acquire()
+    other.close()
 
 
 def test_a_session_file_is_abandoned_when_nobody_locks_it(tmp_path: Path) -> None:

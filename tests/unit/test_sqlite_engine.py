@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,21 @@ import apsw
 import pytest
 
 from ringhold.env import real_env
-from ringhold.errors import ChecksumMismatch, Compacted, Conflict, Corrupt, SessionExpired
+from ringhold.errors import (
+    ChecksumMismatch,
+    Compacted,
+    Conflict,
+    Corrupt,
+    OutcomeUnknown,
+    SessionExpired,
+    StoreUnavailable,
+)
 from ringhold.store.base import Absent, Born, Put, Store, Unchanged
 from ringhold.store.lock_files import CommitLock
 from ringhold.store.requests import checked_commit
 from ringhold.store.sqlite import open_sqlite_store, writer
 from ringhold.store.sqlite.apply import GrantLease, Now, RenewLease, apply
-from ringhold.store.sqlite.schema import connect, create_tables
+from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, connect, create_tables
 from ringhold.store.view import View, transact
 
 LEASE = b"l" * 12
@@ -351,3 +360,209 @@ def test_a_watch_far_behind_is_compacted_rather_than_shown_a_gap(tmp_path: Path)
         await store.close()
 
     asyncio.run(main())
+
+
+def told(directory: Path, test: Any) -> list[str]:
+    """What the loop's exception handler is told while `test` runs on a store."""
+    messages: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: messages.append(f"{context['message']}: {context['exception']}")
+        )
+        store = await open_sqlite_store(str(directory), real_env(), create=True)
+        async with asyncio.timeout(20):
+            await test(store)
+            await store.close()
+
+    asyncio.run(main())
+    return messages
+
+
+class Faulty:
+    """A connection whose methods fail with what `faults` holds for them, one after the other."""
+
+    def __init__(self, connection: apsw.Connection, faults: dict[str, list[Exception]]):
+        self._connection = connection
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Any:
+        return self._fail(name) if self._faults.get(name) else getattr(self._connection, name)
+
+    def _fail(self, name: str) -> Any:
+        def method(*arguments: Any) -> None:
+            raise self._faults[name].pop()
+
+        return method
+
+
+@pytest.mark.parametrize(
+    "fault", [apsw.CorruptError("planned"), apsw.NoMemError("planned"), RuntimeError("planned")]
+)
+def test_a_checkpoint_that_fails_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 1)
+    faults = {"wal_checkpoint": [fault] * 3}
+    connections: list[Any] = []
+
+    def faulty(path: str) -> Any:
+        connections.append(Faulty(connect(path), faults))
+        return connections[-1]
+
+    monkeypatch.setattr(writer, "connect", faulty)
+
+    async def test(store: Store) -> None:
+        for number in range(30):
+            assert await store.commit(puts=[Put(b"%d" % number, b"")]) == 2 + number
+        assert not faults["wal_checkpoint"]
+        assert frames(tmp_path) < 60
+
+    messages = told(tmp_path, test)
+    assert len(messages) == 3
+    assert all("checkpoint" in message and "planned" in message for message in messages)
+    assert len(connections) == (4 if isinstance(fault, RuntimeError) else 1)
+
+
+def test_a_failed_checkpoint_leaves_the_busy_timeout_of_commits(
+    connection: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 1)
+    timeouts: list[int] = []
+
+    class Recording(Faulty):
+        def set_busy_timeout(self, milliseconds: int) -> None:
+            timeouts.append(milliseconds)
+
+    for fault in (apsw.MisuseError("planned"), apsw.BusyError("planned"), MemoryError("planned")):
+        recording: Any = Recording(connection, {"wal_checkpoint": [fault]})
+        checkpoints = writer.Checkpoints(recording)
+        apply(connection, [put(b"a")], Now(1, BOOT))
+        if isinstance(fault, MemoryError):
+            with pytest.raises(MemoryError):
+                checkpoints.run_if_due()
+        else:
+            assert checkpoints.run_if_due() is (
+                None if isinstance(fault, apsw.BusyError) else fault
+            )
+    assert timeouts == [writer.RESTART_WAIT_MS, BUSY_TIMEOUT_MS] * 3
+
+
+def test_a_connection_that_cannot_be_closed_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: dict[str, list[Exception]] = {"close": [apsw.BusyError("planned")] * 2}
+    monkeypatch.setattr(writer, "connect", lambda path: Faulty(connect(path), faults))
+    failing: list[Exception] = [KeyError("unforeseen")]
+
+    def failing_once(*arguments: Any, **options: Any) -> Any:
+        if failing:
+            raise failing.pop()
+        return apply(*arguments, **options)
+
+    monkeypatch.setattr(writer, "apply", failing_once)
+
+    async def test(store: Store) -> None:
+        # Without a connection the failure of the first one would close nothing.
+        with pytest.raises(StoreUnavailable, match="unforeseen") as caught:
+            await store.commit(puts=[Put(b"a", b"")])
+        assert isinstance(caught.value.__cause__, KeyError)
+        assert await store.commit(puts=[Put(b"a", b"")]) == 2
+
+    messages = told(tmp_path, test)
+    assert len(messages) == 2
+    assert all("did not close: planned" in message for message in messages)
+
+
+def test_a_commit_that_fails_in_an_unforeseen_way_is_unknown(connection: apsw.Connection) -> None:
+    def hook(*arguments: Any) -> int:
+        raise KeyError("after the commit")
+
+    connection.set_wal_hook(hook)
+    with pytest.raises(OutcomeUnknown):
+        apply(connection, [put(b"a")], Now(1, BOOT))
+    assert connection.execute("SELECT count(*) FROM kv").get == 1
+
+
+def test_the_thread_goes_on_after_a_lock_that_could_not_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: CommitLock) -> None:
+        raise RuntimeError("planned")
+
+    async def test(store: Store) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(CommitLock, "acquire", refuse)
+            with pytest.raises(StoreUnavailable, match="planned"):
+                await store.commit(puts=[Put(b"a", b"")])
+        assert await store.commit(puts=[Put(b"a", b"")]) == 2
+
+    assert told(tmp_path, test) == []
+
+
+def test_after_the_lock_files_fail_everything_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def refuse(lock: CommitLock) -> None:
+        reached.set()
+        go_on.wait(20)
+        raise OSError(9, "planned")
+
+    async def test(store: Store) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(CommitLock, "release", refuse)
+            # What was committed before the failure is answered as committed.
+            first = asyncio.ensure_future(store.commit(puts=[Put(b"a", b"")]))
+            assert await asyncio.to_thread(reached.wait, 20)
+            queued = asyncio.ensure_future(store.commit(puts=[Put(b"b", b"")]))
+            await asyncio.sleep(0)
+            go_on.set()
+            assert await first == 2
+            for call in (queued, store.commit(), store.grant_lease(LEASE, 1.0)):
+                with pytest.raises(StoreUnavailable, match="planned") as caught:
+                    await call
+                assert isinstance(caught.value.__cause__, OSError)
+        # Other openings are not kept waiting by the one that failed.
+        other = await open_sqlite_store(str(tmp_path), real_env(), create=False)
+        assert await other.commit(puts=[Put(b"c", b"")]) == 3
+        await other.close()
+
+    (message,) = told(tmp_path, test)
+    assert "thread" in message
+    assert "planned" in message
+
+
+def test_a_batch_that_was_begun_when_the_thread_ended_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*arguments: Any, **options: Any) -> Any:
+        raise SystemExit("planned")
+
+    async def test(store: Store) -> None:
+        monkeypatch.setattr(writer, "apply", end)
+        with pytest.raises(OutcomeUnknown, match="planned"):
+            await store.commit(puts=[Put(b"a", b"")])
+
+    assert len(told(tmp_path, test)) == 1
+
+
+def test_creation_gives_up_on_a_lock_that_is_not_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringhold.store.sqlite.store.CREATE_WAIT_S", 0.1)
+    (tmp_path / "locks").mkdir()
+    lock = CommitLock(str(tmp_path / "locks"))
+    lock.acquire()
+    lock.sign()
+
+    async def create() -> None:
+        async with asyncio.timeout(10):
+            store = await open_sqlite_store(str(tmp_path), real_env(), create=True)
+        await store.close()
+
+    with pytest.raises(StoreUnavailable, match=rf"process {os.getpid()} took it last"):
+        asyncio.run(create())
+    lock.close()
+    asyncio.run(create())

@@ -30,7 +30,7 @@ import threading
 from ringhold.errors import InvalidInput
 
 _FLOCK = struct.Struct("hhqqi4x")
-_HOLDER = struct.Struct("<QQ")
+_HOLDER = struct.Struct("<Q")
 
 REFUSED_FILE_SYSTEMS = {
     0x6969: "NFS",
@@ -101,9 +101,11 @@ class LockFile:
         with _guard:
             if self in _open_files:
                 del _open_files[self]
-                self.release()
-                os.close(self._fd)
-                self._fd = -1
+                try:
+                    self.release()
+                finally:
+                    fd, self._fd = self._fd, -1
+                    os.close(fd)
 
     def close_inherited(self) -> None:
         """Closes without unlocking: the lock is the parent's."""
@@ -128,28 +130,43 @@ class CommitLock:
 
     def acquire(self) -> None:
         self.waiting = True
-        self._turnstile.acquire()
         try:
-            self._lock.acquire()
+            self._turnstile.acquire()
+            try:
+                self._lock.acquire()
+            finally:
+                self._turnstile.release()
         finally:
-            self._turnstile.release()
             self.waiting = False
 
-    def sign(self, since_ns: int) -> None:
-        """Notes that this process has held the lock since `since_ns` (boot time)."""
-        self._lock.write(_HOLDER.pack(os.getpid(), since_ns))
+    def try_acquire(self) -> bool:
+        if not self._turnstile.try_acquire():
+            return False
+        try:
+            return self._lock.try_acquire()
+        finally:
+            self._turnstile.release()
+
+    def sign(self) -> None:
+        """Notes that this process holds the lock."""
+        self._lock.write(_HOLDER.pack(os.getpid()))
 
     def holder(self) -> int:
-        """The process that signed last; 0 when nobody ever did."""
-        signature = self._lock.read(_HOLDER.size)
+        """The process that signed last; 0 when that is not known, closed files included."""
+        try:
+            signature = self._lock.read(_HOLDER.size)
+        except OSError:
+            return 0
         return int(_HOLDER.unpack(signature)[0]) if len(signature) == _HOLDER.size else 0
 
     def release(self) -> None:
         self._lock.release()
 
     def close(self) -> None:
-        self._lock.close()
-        self._turnstile.close()
+        try:
+            self._lock.close()
+        finally:
+            self._turnstile.close()
 
 
 def create_session_file(path: str) -> LockFile:

@@ -12,7 +12,9 @@ by key, against changes and deletions of what it returned.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections import ChainMap
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from ringhold.env import Env
@@ -27,6 +29,7 @@ from ringhold.store.base import (
     Store,
     Unchanged,
 )
+from ringhold.store.paging import in_pieces
 from ringhold.store.repeat import until_known
 from ringhold.types import Entry
 
@@ -44,11 +47,27 @@ class View:
         self._reads: dict[bytes, Entry | None] = {}
         self._ranges: dict[Compare, None] = {}
         self._required: dict[Compare, None] = {}
-        self._writes: dict[bytes, Put | None] = {}
+        self._writes: MutableMapping[bytes, Put | None] = {}
 
     @property
     def revision(self) -> int:
         return self._snapshot.revision
+
+    @contextmanager
+    def savepoint(self) -> Iterator[View]:
+        """A view to do one operation in, whose writes and requirements become this view's when
+        the block is left, and nobody's when it is left by an exception.
+
+        Its reads and guards stay this view's either way: the exception depended on them. What
+        others write to this view meanwhile is no part of it.
+        """
+        inner = View(self._snapshot)
+        inner._reads, inner._ranges = self._reads, self._ranges
+        writes: dict[bytes, Put | None] = {}
+        inner._writes = ChainMap(writes, self._writes)
+        yield inner
+        self._writes.update(writes)
+        self._required.update(inner._required)
 
     async def get(self, key: bytes) -> Entry | None:
         return (await self.get_many([key]))[0]
@@ -84,14 +103,15 @@ class View:
             stop = end if whole else batch[-1][0] + b"\0"
             guard = NoneBornAfter(position, stop, self.revision) if batch else Empty(position, end)
             self._ranges[guard] = None
-            for key, entry in batch:
-                self._reads[key] = entry
-                if key not in self._writes:
-                    found[key] = entry
+            async for piece in in_pieces(batch):
+                self._reads.update(piece)
+                found.update(piece)
             for key in list(self._writes):
                 if position <= key < stop:
                     seen = self._seen(key)
-                    if seen is not None:
+                    if seen is None:
+                        found.pop(key, None)
+                    else:
                         found[key] = seen
             position = stop
             if whole or limit is None or len(found) >= limit:
@@ -117,11 +137,13 @@ class View:
     def has_writes(self) -> bool:
         return bool(self._writes)
 
-    def compares(self) -> list[Compare]:
-        points: list[Compare] = [
-            Absent(key) if entry is None else Unchanged(key, entry.revision)
-            for key, entry in self._reads.items()
-        ]
+    async def compares(self) -> list[Compare]:
+        points: list[Compare] = []
+        async for piece in in_pieces(list(self._reads.items())):
+            points += [
+                Absent(key) if entry is None else Unchanged(key, entry.revision)
+                for key, entry in piece
+            ]
         return [*self._required, *points, *self._ranges]
 
     async def commit(self, store: Store, nonce: bytes | None = None) -> int:
@@ -135,7 +157,7 @@ class View:
         if not self._writes and not self._required:
             return self.revision
         return await store.commit(
-            compares=self.compares(),
+            compares=await self.compares(),
             puts=[put for put in self._writes.values() if put is not None],
             deletes=[key for key, put in self._writes.items() if put is None],
             nonce=nonce,

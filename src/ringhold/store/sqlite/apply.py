@@ -142,7 +142,7 @@ def apply(
         # The disk refused a frame, so the frame that marks the commit was never written.
         _roll_back(connection)
         raise translated(error, connection.filename) from error
-    except apsw.Error as error:
+    except Exception as error:
         raise OutcomeUnknown(
             f"the store {connection.filename} failed while committing: {error}"
         ) from error

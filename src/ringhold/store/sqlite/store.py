@@ -39,7 +39,10 @@ from ringhold.store.sqlite.apply import GrantLease, RenewLease, Request, RevokeL
 from ringhold.store.sqlite.opening import Opening
 from ringhold.store.sqlite.readers import Readers, SqliteSnapshot
 from ringhold.store.sqlite.watching import Watches
-from ringhold.store.sqlite.writer import Writer
+from ringhold.store.sqlite.writer import Writer, named_holder
+
+CREATE_WAIT_S = 10.0
+CREATE_POLL_S = 0.02
 
 
 async def open_sqlite_store(
@@ -50,9 +53,14 @@ async def open_sqlite_store(
     Raises FileExistsError with `create` if there is one, FileNotFoundError without if there is
     none or its creation was never finished, Corrupt for a file that is damaged or not ours,
     InvalidInput for one of another format version, another time namespace or on a network file
-    system, OSError naming the path when the directory cannot be used.
+    system, OSError naming the path when the directory cannot be used, StoreUnavailable naming
+    the process that keeps a store from being created for CREATE_WAIT_S seconds.
     """
-    absolute = await env.blocking(_create if create else _check, directory)
+    absolute = await env.blocking(os.path.abspath, directory)
+    if create:
+        await _create(absolute, env)
+    else:
+        await env.blocking(_check, absolute)
     return SqliteStore(absolute, env, log_revisions=log_revisions)
 
 
@@ -64,17 +72,37 @@ def _locks(directory: str) -> str:
     return os.path.join(directory, "locks")
 
 
-def _create(directory: str) -> str:
-    directory = os.path.abspath(directory)
+async def _create(directory: str, env: Env) -> None:
+    lock = await env.blocking(_prepare, directory, undo=CommitLock.close)
+    try:
+        # Not waited for in a thread: that wait would have no end if the holder is stopped.
+        limit_ns = env.clock.monotonic_ns() + int(CREATE_WAIT_S * 1e9)
+        while not lock.try_acquire():
+            if env.clock.monotonic_ns() >= limit_ns:
+                raise StoreUnavailable(
+                    f"the commit lock of {_database(directory)} was not to be had for "
+                    f"{CREATE_WAIT_S:g} s; {named_holder(lock)} took it last"
+                )
+            await env.sleep(CREATE_POLL_S)
+        lock.sign()
+        await env.blocking(_create_database, directory)
+    finally:
+        lock.close()
+
+
+def _prepare(directory: str) -> CommitLock:
     database = _database(directory)
     lock_files.make_directory(os.path.dirname(database))
     lock_files.make_directory(os.path.join(_locks(directory), "sessions"))
     lock_files.refuse_shared_file_system(os.path.dirname(database))
     if lock_files.file_exists(database):
         _refuse_finished(database)
-    lock = CommitLock(_locks(directory))
+    return CommitLock(_locks(directory))
+
+
+def _create_database(directory: str) -> None:
+    database = _database(directory)
     try:
-        lock.acquire()
         connection = schema.connect(database, create=True)
         try:
             schema.create_tables(connection, database)
@@ -82,10 +110,7 @@ def _create(directory: str) -> str:
             connection.close()
     except apsw.Error as error:
         raise schema.translated(error, database) from error
-    finally:
-        lock.close()
     lock_files.fsync_directory(os.path.dirname(database))
-    return directory
 
 
 def _refuse_finished(database: str) -> None:
@@ -97,8 +122,7 @@ def _refuse_finished(database: str) -> None:
     raise FileExistsError(17, "a store exists already", database)
 
 
-def _check(directory: str) -> str:
-    directory = os.path.abspath(directory)
+def _check(directory: str) -> None:
     database = _database(directory)
     if not lock_files.file_exists(database):
         raise FileNotFoundError(2, "there is no store", database)
@@ -106,7 +130,6 @@ def _check(directory: str) -> str:
     # Where locks cannot be opened for writing the OSError names them; SQLite would not.
     CommitLock(_locks(directory)).close()
     _check_database(database)
-    return directory
 
 
 def _check_database(database: str) -> None:

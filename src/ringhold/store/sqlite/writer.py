@@ -12,7 +12,10 @@ Guarantees:
 - A request is answered once: with its outcome, with StoreUnavailable when it was never begun or
   left nothing, or with OutcomeUnknown. A request that waited STUCK_S seconds for a lock that
   another process does not give back is withdrawn, and its error names that process.
-- Checkpoints happen here only, under the lock, when the write-ahead log has grown.
+- Checkpoints happen here only, under the lock, when the write-ahead log has grown. One that
+  fails is told to the loop's exception handler and tried again later; no commit depends on it.
+- No error leaves a request without an answer. The thread goes on after every error but one of
+  the lock files themselves; after that one it ends, and all requests are refused with its cause.
 
 After a commit whose outcome is not known the connection is given up and a new one opened; a
 failed fsync is never repeated as if it had not happened.
@@ -53,6 +56,11 @@ class _Queued:
     since_ns: int
 
 
+def named_holder(lock: CommitLock) -> str:
+    pid = lock.holder()
+    return f"the process {pid}" if pid else "a process that is not known"
+
+
 def _size(queued: _Queued) -> int:
     return queued.request.size if isinstance(queued.request, CommitRequest) else 0
 
@@ -78,19 +86,29 @@ class Checkpoints:
         self._pages = pages
         return int(apsw.SQLITE_OK)
 
-    def run_if_due(self) -> None:
-        """To be called with the commit lock held, outside a transaction."""
+    def run_if_due(self) -> apsw.Error | None:
+        """To be called with the commit lock held, outside a transaction.
+
+        Returns the error of a checkpoint that failed, unless readers were in its way.
+        """
         if self._pages - self._copied < CHECKPOINT_PAGES:
-            return
+            return None
         restart = self._pages >= RESTART_PAGES
         mode = apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
-        self._connection.set_busy_timeout(RESTART_WAIT_MS)
         # The next try is due after as many pages again, whether this one succeeds or not: a
         # commit that is durable in the log does not depend on it.
         self._copied = self._pages
-        with contextlib.suppress(apsw.BusyError, apsw.FullError, apsw.IOError):
-            self._connection.wal_checkpoint("main", mode)
-        self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        try:
+            self._connection.set_busy_timeout(RESTART_WAIT_MS)
+            try:
+                self._connection.wal_checkpoint("main", mode)
+            finally:
+                self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        except apsw.BusyError:
+            return None
+        except apsw.Error as error:
+            return error
+        return None
 
 
 class Writer:
@@ -125,6 +143,8 @@ class Writer:
         self._rung = False
         self._stopping = False
         self._stopped = asyncio.Event()
+        self._dead: str | None = None
+        self._cause_of_death: BaseException | None = None
         self._connection: apsw.Connection | None = None
         self._checkpoints: Checkpoints | None = None
         self._thread = threading.Thread(target=self._run, name="ringhold-store", daemon=True)
@@ -133,6 +153,9 @@ class Writer:
     def submit(self, request: Request) -> asyncio.Future[int]:
         future: asyncio.Future[int] = self._loop.create_future()
         queued = _Queued(request, future, self._clock.monotonic_ns())
+        if self._dead is not None:
+            self._answer(queued, self._death(StoreUnavailable))
+            return future
         self._unanswered[queued] = None
         self._queue_of(queued).append(queued)
         self._ring()
@@ -160,7 +183,7 @@ class Writer:
                 continue  # The thread has it: it is being committed.
             error = StoreUnavailable(
                 f"the commit lock of {self._path} was not to be had for {STUCK_S:g} s; "
-                f"the process {self._lock.holder()} took it last"
+                f"{named_holder(self._lock)} took it last"
             )
             self._answer(queued, error)
         if self._unanswered:
@@ -203,17 +226,45 @@ class Writer:
         self._doorbell.put(None)
 
     def _run(self) -> None:
+        cause: BaseException | None = None
         try:
             while not (self._stopping and not self._has_queued()):
                 self._doorbell.get()
                 self._rung = False
                 while self._has_queued():
                     self._commit_queued()
-        finally:
-            if self._connection is not None:
-                self._connection.close(True)
+        except BaseException as error:
+            cause = error
+        self._give_up_connection()
+        try:
+            # With its files the lock is given back to other processes, however this one failed.
             self._lock.close()
-            self._call_loop(self._stopped.set)
+        except Exception as error:
+            cause = cause or error
+        self._call_loop(self._end, cause)
+
+    def _end(self, cause: BaseException | None) -> None:
+        """The thread's last word: after it nothing is answered but here and in `submit`."""
+        why = "is closed" if cause is None else f"cannot be written any more: {cause!r}"
+        self._dead = f"the store {self._path} {why}"
+        self._cause_of_death = cause
+        if cause is not None:
+            self._report("the thread of a store ended", cause)
+        for queued in list(self._unanswered):
+            begun = queued not in self._queue_of(queued)
+            self._answer(queued, self._death(OutcomeUnknown if begun else StoreUnavailable))
+        self._leases.clear()
+        self._commits.clear()
+        self._stopped.set()
+
+    def _death(self, kind: type[RingholdError]) -> RingholdError:
+        error = kind(self._dead or "")
+        error.__cause__ = self._cause_of_death
+        return error
+
+    def _report(self, message: str, error: BaseException) -> None:
+        """For errors that concern no request: called on the loop."""
+        self._loop.call_exception_handler({"message": message, "exception": error})
 
     def _call_loop(self, function: Callable[..., object], *args: object) -> None:
         try:
@@ -227,17 +278,27 @@ class Writer:
     def _commit_queued(self) -> None:
         try:
             self._lock.acquire()
-        except OSError as error:
+        except Exception as error:
             self._refuse(self._take(), StoreUnavailable, error)
             return
         try:
             batch = self._take()
             if batch:
                 self._commit(batch)
-                if self._checkpoints is not None:
-                    self._checkpoints.run_if_due()
+                self._checkpoint()
         finally:
             self._lock.release()
+
+    def _checkpoint(self) -> None:
+        if self._checkpoints is None:
+            return
+        try:
+            error: Exception | None = self._checkpoints.run_if_due()
+        except Exception as unforeseen:
+            self._give_up_connection()
+            error = unforeseen
+        if error is not None:
+            self._call_loop(self._report, f"a checkpoint of {self._path} failed", error)
 
     def _has_queued(self) -> bool:
         return bool(self._leases or self._commits)
@@ -278,14 +339,13 @@ class Writer:
     def _end_sessions(self, leases: Sequence[bytes]) -> None:
         try:
             self._on_ended(leases)
-        except OSError as error:
+        except Exception as error:
             # The leases are gone all the same; what stays behind is an empty file.
-            context = {"message": "a session file cannot be removed", "exception": error}
-            self._call_loop(self._loop.call_exception_handler, context)
+            self._call_loop(self._report, "a session file cannot be removed", error)
 
     def _apply(self, requests: list[Request]) -> Applied:
         now_ns = self._clock.boottime_ns()
-        self._lock.sign(now_ns)
+        self._lock.sign()
         if self._connection is None:
             self._connection = connect(self._path)
             self._checkpoints = Checkpoints(self._connection)
@@ -294,8 +354,13 @@ class Writer:
 
     def _give_up_connection(self) -> None:
         connection, self._connection, self._checkpoints = self._connection, None, None
-        if connection is not None:
+        if connection is None:
+            return
+        try:
             connection.close(True)
+        except Exception as error:
+            # SQLite forgets the connection when it is collected; no commit goes through it.
+            self._call_loop(self._report, f"a connection to {self._path} did not close", error)
 
     def _refuse(
         self, batch: Sequence[_Queued], kind: type[RingholdError], cause: Exception
