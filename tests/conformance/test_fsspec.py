@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import fsspec
@@ -184,29 +183,31 @@ def test_compression_and_text_publish_on_close_and_discard_on_error(fs: Any) -> 
         assert not fs.exists("/no")
 
 
+HANDLES = """
 class Handles:
-    """As pandas' IOHandles and many others: leaving it closes, whatever the reason."""
-
-    def __init__(self, handle: Any):
+    def __init__(self, handle):
         self.handle = handle
 
-    def __enter__(self) -> Any:
+    def __enter__(self):
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type, exc_value, traceback):
         self.close()
 
-    def write(self, data: Any) -> None:
+    def write(self, data):
         self.handle.write(data)
 
-    def close(self) -> None:
+    def close(self):
         self.handle.flush()
         self.handle.close()
+"""
+
+
+def handles_of(module: str) -> Any:
+    """A class like pandas' IOHandles, in `module`: leaving it closes, whatever the reason."""
+    namespace: dict[str, Any] = {"__name__": module}
+    exec(HANDLES, namespace)
+    return namespace["Handles"]
 
 
 @contextlib.contextmanager
@@ -224,7 +225,9 @@ WAYS: dict[str, Callable[[Any, str, str | None], Any]] = {
     "OpenFile": lambda fs, mode, how: fsspec.core.OpenFile(fs, "/f", mode, how),
     "closing": lambda fs, mode, how: contextlib.closing(fs.open("/f", mode, compression=how)),
     "ExitStack": lambda fs, mode, how: called_back(fs.open("/f", mode, compression=how)),
-    "pandas": lambda fs, mode, how: Handles(fs.open("/f", mode, compression=how)),
+    "pandas": lambda fs, mode, how: handles_of("pandas.io.common")(
+        fs.open("/f", mode, compression=how)
+    ),
 }
 
 
@@ -246,20 +249,37 @@ def test_an_exception_that_leaves_a_block_discards_whoever_closes_the_file(
     assert (gzip.decompress(written) if compression else written) == b"half"
 
 
-def test_blocks_of_classes_written_in_c_count_too(fs: Any) -> None:
-    fs.pipe_file("/f", b"good old contents")
-    for wrap in (io.BufferedWriter, lambda file: io.TextIOWrapper(file).detach()):
-        with contextlib.suppress(KeyError), wrap(fs.open("/f", "wb")) as file:
-            file.write(b"half")
-            raise KeyError
-        assert fs.cat_file("/f") == b"good old contents"
-    with contextlib.suppress(KeyError), io.TextIOWrapper(fs.open("/f", "wb")) as text:
-        text.write("half")
+def test_a_close_that_discards_is_logged_with_the_path(
+    fs: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.suppress(KeyError), contextlib.closing(fs.open("/no", "wb")):
         raise KeyError
-    assert fs.cat_file("/f") == b"good old contents"
-    with io.TextIOWrapper(fs.open("/f", "wb")) as text:
-        text.write("whole")
-    assert fs.cat_file("/f") == b"whole"
+    assert not fs.exists("/no")
+    logged = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any("/no is discarded" in message for message in logged)
+
+
+@pytest.mark.parametrize("outer", [contextlib.nullcontext, contextlib.ExitStack])
+def test_a_user_s_own_exit_that_writes_a_report_publishes_it(fs: Any, outer: Any) -> None:
+    class ErrorLog:
+        def __enter__(self) -> None:
+            self.file = fs.open("/log", "wb")
+
+        def __exit__(self, kind: object, error: BaseException, _: object) -> None:
+            self.file.write(f"failed: {error!r}".encode())
+            self.file.close()
+
+    with contextlib.suppress(ValueError), outer() as stack:
+        if stack is None:
+            with ErrorLog():
+                raise ValueError("x")
+        stack.enter_context(ErrorLog())
+        raise ValueError("x")
+    assert fs.cat_file("/log") == b"failed: ValueError('x')"
+    with contextlib.suppress(KeyError), handles_of("application.io")(fs.open("/own", "wb")) as own:
+        own.write(b"kept")
+        raise KeyError
+    assert fs.cat_file("/own") == b"kept"
 
 
 def test_closed_by_name_a_file_is_published_in_a_handler_too(fs: Any) -> None:
@@ -597,3 +617,18 @@ def test_auto_mkdir_false_refuses_missing_parents(cluster: Any, fs: Any) -> None
         with pytest.raises(FileNotFoundError):
             write()
     assert fs.ls("/") == []
+
+
+def test_a_generator_that_closes_in_its_own_handler_publishes(fs: Any) -> None:
+    @contextlib.contextmanager
+    def report() -> Iterator[Any]:
+        file = fs.open("/report", "wb")
+        try:
+            yield file
+        except KeyError:
+            file.write(b"failed")
+            file.close()
+
+    with report():
+        raise KeyError
+    assert fs.cat_file("/report") == b"failed"

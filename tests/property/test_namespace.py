@@ -7,6 +7,8 @@ when any outcome must be one of some order, so `fsck` and a count of what may be
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import itertools
 from collections import Counter
 from typing import Any
@@ -144,21 +146,35 @@ class Model:
         return found
 
 
-async def apply(core: Any, operation: tuple[Any, ...]) -> None:
+def raw_path(path: Path) -> tuple[bytes, ...]:
+    return tuple(part.encode("utf-8", "surrogateescape") for part in path)
+
+
+async def apply(core: Any, operation: tuple[Any, ...], view: Any = None) -> None:
     name, *rest = operation
-    raw = tuple(part.encode("utf-8", "surrogateescape") for part in rest[0])
+    if name == "rename each":
+        return await core.rename([(raw_path(a), raw_path(b)) for a, b in rest[0]], view=view)
+    if name == "unlink each":
+        return await core.unlink([raw_path(path) for path in rest[0]], view)
+    raw = raw_path(rest[0])
     if name in ("rename", "copy"):
-        target = tuple(part.encode("utf-8", "surrogateescape") for part in rest[1])
-        await (core.rename([(raw, target)]) if name == "rename" else core.copy(raw, target))
+        target = raw_path(rest[1])
+        await (
+            core.rename([(raw, target)], view=view)
+            if name == "rename"
+            else core.copy(raw, target, view)
+        )
     elif name in ("write", "create"):
-        await core.write(raw, rest[1], exclusive=name == "create")
+        await core.write(raw, rest[1], view, exclusive=name == "create")
     elif name in ("mkdir", "makedirs"):
         many = name == "makedirs"
-        await core.make_directory(raw, make_parents=many, exist_ok=many)
+        await core.make_directory(raw, make_parents=many, exist_ok=many, view=view)
     elif name == "unlink":
-        await core.unlink([raw])
+        await core.unlink([raw], view)
     else:
-        await (core.remove_directory(raw) if name == "rmdir" else core.remove_trees([raw]))
+        await (
+            core.remove_directory(raw, view) if name == "rmdir" else core.remove_trees([raw], view)
+        )
 
 
 async def tree(fs: Any) -> dict[str, bytes | None]:
@@ -202,6 +218,49 @@ def test_one_after_the_other_they_do_what_dictionaries_do(todo: list[tuple[Any, 
                 expected = type(error).__name__
             assert await outcome(apply(fs.core, operation)) == expected, operation
         assert await tree(fs) == model.tree()
+
+    run(test)
+
+
+pairs_moved = st.lists(st.tuples(paths, paths), min_size=1, max_size=4)
+inside = st.one_of(
+    operations,
+    st.tuples(st.just("rename each"), pairs_moved),
+    st.tuples(st.just("unlink each"), st.lists(paths, min_size=1, max_size=4)),
+)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(operations, max_size=12), st.lists(inside, min_size=1, max_size=20))
+def test_an_operation_that_fails_inside_a_transaction_leaves_nothing_of_itself(
+    before: list[tuple[Any, ...]], todo: list[tuple[Any, ...]]
+) -> None:
+    """Several steps of one operation are all done or none: the model's copy is thrown away."""
+
+    async def test(fs: Any) -> None:
+        model = Model()
+        for operation in before:
+            with contextlib.suppress(OSError):
+                await apply(fs.core, operation)
+                getattr(model, operation[0])(*operation[1:])
+        async with fs.transaction:
+            view = fs._view()
+            for name, *rest in todo:
+                copied, expected = copy.deepcopy(model), ""
+                each = [step if name == "rename each" else (step,) for step in rest[0]]
+                try:
+                    if name.endswith(" each"):
+                        for step in each:
+                            getattr(copied, name.removesuffix(" each"))(*step)
+                    else:
+                        getattr(copied, name)(*rest)
+                    model = copied
+                except OSError as error:
+                    expected = type(error).__name__
+                assert await outcome(apply(fs.core, (name, *rest), view)) == expected
+        assert await tree(fs) == model.tree()
+        report = await fs._fsck(copies=True)
+        assert report.ok, report.problems
 
     run(test)
 

@@ -138,6 +138,49 @@ def test_a_failed_operation_leaves_the_transaction_as_it_was(cluster: Any) -> No
     assert fs.find("/") == ["/a/f"]
 
 
+@contextlib.contextmanager
+def file_transaction(cluster: Any) -> Iterator[Any]:
+    with cluster.fs.transaction:
+        yield cluster.fs
+
+
+@contextlib.contextmanager
+def cluster_transaction(cluster: Any) -> Iterator[Any]:
+    with cluster.transaction() as tx:
+        yield tx.fs
+
+
+@pytest.mark.parametrize("begin", [file_transaction, cluster_transaction])
+def test_an_operation_that_fails_half_way_leaves_nothing_of_itself(
+    cluster: Any, begin: Any, tmp_path: Any
+) -> None:
+    fs = cluster.fs
+    fs.pipe({"/f1": b"1", "/f2": b"2", "/d/f3": b"3"})
+    local = tmp_path / "local"
+    local.write_bytes(os.urandom(20_000))
+    with begin(cluster) as inside:
+        for failing in (
+            lambda: inside.mv(["/f1", "/missing"], ["/new/f1", "/x"]),
+            lambda: inside.rm(["/f1", "/f2", "/d"]),
+            lambda: inside.rm(["/f1", "/d", "/d/f3"], recursive=True, maxdepth=0),
+            lambda: inside.put([str(local)] * 2, ["/p/q/f1", "/f1/below"]),
+        ):
+            with pytest.raises((OSError, ValueError)):
+                failing()
+            inside.rm("/p", recursive=True) if inside.exists("/p") else None
+            assert inside.find("/", withdirs=True) == ["/", "/d", "/d/f3", "/f1", "/f2"]
+        inside.mkdir("/other")
+        inside.pipe_file("/other/g", b"g")
+    assert fs.find("/", withdirs=True) == [
+        "/", "/d", "/d/f3", "/f1", "/f2", "/other", "/other/g"
+    ]  # fmt: skip
+    inodes = [info["ino"] for info in fs.find("/", withdirs=True, detail=True).values()]
+    assert len(set(inodes)) == len(inodes)
+    fs.gc(0)
+    report = fs.fsck(copies=True)
+    assert report.ok, report.problems
+
+
 def test_a_file_belongs_to_the_transaction_it_was_opened_in(cluster: Any) -> None:
     fs = cluster.fs
     fs.pipe_file("/r", LARGE)

@@ -9,6 +9,7 @@ everything again would have shown the same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -136,7 +137,7 @@ def test_an_empty_range_must_stay_empty() -> None:
     async def test(store: Store) -> None:
         view = await view_of(store)
         assert await view.range(b"q", b"r") == []
-        assert view.compares() == [Empty(b"q", b"r")]
+        assert await view.compares() == [Empty(b"q", b"r")]
         view.put(b"x", b"")
         await store.commit(puts=[Put(b"q", b"")])
         assert not await commits(view, store)
@@ -185,6 +186,76 @@ def test_a_view_that_only_read_needs_no_commit() -> None:
         assert not await commits(view, store)
 
     on_store(test, b"a")
+
+
+def test_a_savepoint_left_by_an_exception_takes_its_writes_back_and_keeps_its_reads() -> None:
+    async def test(store: Store) -> None:
+        view = await view_of(store)
+        view.put(b"a", b"1")
+        view.delete(b"b")
+        with view.savepoint() as inner:
+            inner.put(b"c", b"2")
+            inner.require(Absent(b"never"))
+        with contextlib.suppress(KeyError), view.savepoint() as inner:
+            inner.put(b"a", b"3")
+            inner.put(b"b", b"3")
+            inner.delete(b"c")
+            inner.put(b"x", b"3")
+            inner.require(Absent(b"a"))
+            rows = await inner.range(b"a", b"e")
+            assert [(key, e.value) for key, e in rows] == [(b"a", b"3"), (b"b", b"3")]
+            assert await inner.get(b"y") is None
+            view.put(b"meanwhile", b"4")
+            raise KeyError
+        rows = await view.range(b"a", b"z")
+        assert [(key, entry.value) for key, entry in rows] == [
+            (b"a", b"1"),
+            (b"c", b"2"),
+            (b"meanwhile", b"4"),
+        ]
+        compares = await view.compares()
+        assert compares[0] == Absent(b"never")
+        assert Absent(b"a") not in compares
+        assert Absent(b"y") in compares
+        assert await commits(view, store)
+        assert await keys_in(store) == [b"a", b"c", b"meanwhile"]
+
+    on_store(test, b"a", b"b", b"c")
+
+
+def test_what_a_failed_savepoint_read_is_compared() -> None:
+    async def test(store: Store) -> None:
+        view = await view_of(store)
+        with contextlib.suppress(KeyError), view.savepoint() as inner:
+            await inner.get(b"a")
+            raise KeyError
+        view.put(b"x", b"")
+        await store.commit(puts=[Put(b"a", b"changed")])
+        assert not await commits(view, store)
+
+    on_store(test, b"a")
+
+
+def test_a_long_range_lets_others_run_between() -> None:
+    async def test(store: Store) -> None:
+        view = await view_of(store)
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(other())
+        assert len(await view.range(b"k", b"l")) == 5000
+        assert turns >= 4
+        await view.compares()
+        assert turns >= 8
+        task.cancel()
+        await asyncio.wait([task])
+
+    on_store(test, *(b"k%04d" % number for number in range(5000)))
 
 
 def test_a_requirement_is_compared_first() -> None:
@@ -243,7 +314,7 @@ async def repeated(store: Store, plan: list[str], *, by_view: bool) -> None:
         await commit_sure(
             flaky,
             Hurried(),
-            compares=view.compares(),
+            compares=await view.compares(),
             puts=[Put(b"a", entry.value + b"+")],
             timeout_s=0.2,
         )

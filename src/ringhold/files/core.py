@@ -129,7 +129,9 @@ class FileCore:
                 ) from error
         async with self.view_lock(view):
             try:
-                return await operation(view)
+                # What fails leaves nothing in the view: its caller may catch that and go on.
+                with view.savepoint() as inner:
+                    return await operation(inner)
             except Compacted as error:
                 reason = "it ran for longer than the store keeps what it read"
                 raise TransactionAborted(
@@ -167,13 +169,10 @@ class FileCore:
             return await operation(view, actor)
 
         try:
-            result = await self.run(attempt, view)
-        except OSError:
-            # A refusal, known to have changed nothing.
-            self._inodes.give_back(numbers)
-            raise
-        self._inodes.give_back(numbers[used:])
-        return result
+            return await self.run(attempt, view)
+        finally:
+            # A commit of unknown outcome may have named what the last attempt used.
+            self._inodes.give_back(numbers[used:])
 
     def _locks_on(self, ino: int) -> Sequence[HeldLock]:
         # Grants that were lost, too: what is written under one must be refused.

@@ -40,6 +40,7 @@ from ringhold.files.survey import Progress, no_progress
 from ringhold.files.tree import Status
 from ringhold.files.writefile import AsyncWriteFile, CompressedFile, TextFile, WriteFile
 from ringhold.locks.handles import AsyncLock, Lock
+from ringhold.store.paging import in_pieces
 from ringhold.types import decode_name
 
 __all__ = ["RingholdFileSystem", "set_cluster_opener"]
@@ -108,7 +109,9 @@ class RingholdFileSystem(ClusterFileSystem):
 
     async def _ls(self, path: Any, detail: bool = True, **_: Any) -> list[Any]:
         listing = self.core.list_directory(self._parts(path), self._view())
-        found = [self._details(status) for status in await self.hop(listing)]
+        found: list[dict[str, Any]] = []
+        async for piece in in_pieces(await self.hop(listing)):
+            found += [self._details(status) for status in piece]
         return found if detail else [info["name"] for info in found]
 
     async def _find(
@@ -127,11 +130,12 @@ class RingholdFileSystem(ClusterFileSystem):
             statuses = await self.hop(self.core.find(self._parts(path), maxdepth, self._view()))
         except (FileNotFoundError, NotADirectoryError):
             statuses = []
-        found = {
-            join_path(status.parts): self._details(status)
-            for status in statuses
-            if withdirs or not status.is_directory
-        }
+        found: dict[str, dict[str, Any]] = {}
+        async for piece in in_pieces(statuses):
+            for status in piece:
+                if withdirs or not status.is_directory:
+                    info = self._details(status)
+                    found[info["name"]] = info
         return dict(sorted(found.items())) if detail else sorted(found)
 
     async def _created(self, path: Any) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ async def entries(
             continue
         for key, entry in page:
             yield key, entry
+        # A page may be read without ever giving up the loop: see `store.paging`.
+        await asyncio.sleep(0)
         if len(page) < limit:
             return
         position = page[-1][0] + b"\0"

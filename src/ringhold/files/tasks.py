@@ -27,14 +27,16 @@ async def for_each(
 
     The first error ends the others and is raised.
     """
-    room = asyncio.Semaphore(at_once)
+    numbered = enumerate(items)
+    results: dict[int, R] = {}
 
-    async def one(item: T) -> R:
-        async with room:
-            return await function(item)
+    async def work() -> None:
+        for number, item in numbered:
+            results[number] = await function(item)
 
-    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    tasks = [asyncio.ensure_future(work()) for _ in range(at_once)]
     try:
-        return list(await asyncio.gather(*tasks))
+        await asyncio.gather(*tasks)
     finally:
         await cancel_and_wait(tasks)
+    return [results[number] for number in range(len(results))]

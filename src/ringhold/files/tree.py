@@ -18,6 +18,7 @@ from ringhold.files.records import ROOT_INO, DirectoryEntry, FileKind, Inode
 from ringhold.files.stored import decoded, describe_key, missing
 from ringhold.store import keyspace
 from ringhold.store.base import prefix_end
+from ringhold.store.paging import in_pieces
 from ringhold.store.view import View
 from ringhold.types import Entry
 
@@ -104,7 +105,9 @@ async def list_directory(view: View, parts: Parts) -> list[Status]:
     entry = (await walk(view, parts)).existing()
     if entry.kind is not FileKind.DIRECTORY:
         return await _statuses(view, [(parts, entry)])
-    named = [((*parts, name), child) for name, child in await children(view, entry.ino)]
+    named: list[tuple[Parts, DirectoryEntry]] = []
+    async for piece in in_pieces(await children(view, entry.ino)):
+        named += [((*parts, name), child) for name, child in piece]
     return await _statuses(view, named)
 
 
@@ -117,12 +120,13 @@ async def find(view: View, parts: Parts, maxdepth: int | None = None) -> list[St
         pending.append((parts, top.ino))
     while pending:
         at, ino = pending.pop()
-        for name, child in await children(view, ino):
-            path = (*at, name)
-            found.append((path, child))
-            deeper = maxdepth is None or len(path) - len(parts) < maxdepth
-            if child.kind is FileKind.DIRECTORY and deeper:
-                pending.append((path, child.ino))
+        deeper = maxdepth is None or len(at) + 1 - len(parts) < maxdepth
+        async for piece in in_pieces(await children(view, ino)):
+            for name, child in piece:
+                path = (*at, name)
+                found.append((path, child))
+                if child.kind is FileKind.DIRECTORY and deeper:
+                    pending.append((path, child.ino))
     return await _statuses(view, sorted(found, key=lambda item: item[0]))
 
 
@@ -130,13 +134,23 @@ async def children(view: View, directory: int) -> list[tuple[bytes, DirectoryEnt
     """The names in a directory and what they name, in byte order."""
     prefix = keyspace.entry_prefix(directory)
     entries = await view.range(prefix, prefix_end(prefix))
-    return [
-        (key[len(prefix) :], decoded(records.decode_entry, key, entry.value))
-        for key, entry in entries
-    ]
+    found: list[tuple[bytes, DirectoryEntry]] = []
+    async for piece in in_pieces(entries):
+        found += [
+            (key[len(prefix) :], decoded(records.decode_entry, key, entry.value))
+            for key, entry in piece
+        ]
+    return found
 
 
 async def _statuses(view: View, named: Sequence[tuple[Parts, DirectoryEntry]]) -> list[Status]:
+    statuses: list[Status] = []
+    async for piece in in_pieces(named):
+        statuses += await _statuses_of(view, piece)
+    return statuses
+
+
+async def _statuses_of(view: View, named: Sequence[tuple[Parts, DirectoryEntry]]) -> list[Status]:
     keys = [keyspace.inode_key(entry.ino) for _, entry in named]
     inodes = await _inodes(view, named, keys)
     directories = [e.ino for _, e in named if e.kind is FileKind.DIRECTORY]

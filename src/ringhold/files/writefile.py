@@ -2,14 +2,15 @@
 
 A file is published by `close`, whole. Leaving its ``with`` block by an exception discards it,
 and so does the garbage collector, with a ResourceWarning: what nobody closed, nobody finished.
-The layers around it, text and compression, keep that promise, and a ``with`` block of another
-object that merely calls `close` (see `leaving`) counts like the file's own.
+The layers around it, text and compression, keep that promise, and a ``with`` block of a library
+that merely calls `close` (see `leaving`) counts like the file's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import warnings
 from collections.abc import Coroutine
 from types import TracebackType
@@ -20,7 +21,13 @@ from ringhold.files.leaving import blocks_being_left, left_by_exception
 from ringhold.files.readfile import Runner
 from ringhold.files.write import FileWriter, contiguous
 
+logger = logging.getLogger("ringhold")
+
 PENDING_BYTES_MAX = 256 << 10
+
+
+def _log_discard(path: str) -> None:
+    logger.warning("%s is discarded: an exception left the block that closed it", path)
 
 
 class WriteFile(io.RawIOBase):
@@ -88,11 +95,12 @@ class WriteFile(io.RawIOBase):
         return io.UnsupportedOperation(f"{self.path} is open for writing and cannot be read")
 
     def close(self) -> None:
-        """Publishes the file, or discards it when it is called because an exception leaves a
-        ``with`` block of whatever kind around it. Called by name, also in an ``except`` or
-        ``finally`` clause, it publishes."""
+        """Publishes the file, or discards it when fsspec, contextlib or pandas calls it because
+        an exception leaves their ``with`` block. Called by name, also in an ``except`` clause
+        or an `__exit__`, it publishes."""
         if not self.closed:
             if left_by_exception(self._opened_below):
+                _log_discard(self.path)
                 self._end(self._writer.discard())
             else:
                 self._end(self._publish())
@@ -263,6 +271,7 @@ class AsyncWriteFile:
     async def close(self) -> None:
         """As `WriteFile.close`."""
         if left_by_exception(self._opened_below):
+            _log_discard(self.path)
             await self.discard()
         else:
             await self._runner.hop(self._writer.close())
