@@ -6,15 +6,14 @@ benchmark checks the work it timed. Only the ratios mean anything.
 """
 
 import asyncio
-import itertools
 import os
 import subprocess
 
 import pytest
 
 import ringhold
+from pairs import FULL, in_turns, report
 
-FULL = os.environ.get("RINGHOLD_BENCH") == "full"
 LARGE = 256 << 20 if FULL else 1 << 20
 SMALL_FILES = 4096 if FULL else 64
 TASKS = 16
@@ -43,49 +42,53 @@ def dd(source, target):
     subprocess.run(command, check=True)
 
 
-@pytest.mark.parametrize("way", ["dd", "put", "pipe", "open"])
-def test_write(benchmark, fs, source, payload, tmp_path, way):
-    benchmark.group = f"write {LARGE >> 20} MiB"
-
-    def by_open():
-        with fs.open("/large", "wb") as file:
+def test_write(benchmark, fs, source, payload, tmp_path):
+    def by_open(number):
+        with fs.open("/open", "wb") as file:
             for start in range(0, LARGE, 1 << 20):
                 file.write(payload[start : start + (1 << 20)])
 
     ways = {
-        "dd": lambda: dd(source, tmp_path / "copy"),
-        "put": lambda: fs.put_file(str(source), "/large"),
-        "pipe": lambda: fs.pipe_file("/large", payload),
-        "open": by_open,
+        "dd conv=fsync": lambda number: dd(source, tmp_path / "copy"),
+        "put_file": lambda number: fs.put_file(str(source), "/put"),
+        "pipe_file": lambda number: fs.pipe_file("/pipe", payload),
+        "open wb": by_open,
+        # Not measured beside anything: frees what the round before it replaced.
+        "gc": lambda number: fs.gc(0),
     }
-    benchmark.pedantic(ways[way], setup=lambda: fs.gc(0) and None, rounds=5 if FULL else 1)
-    written = (tmp_path / "copy").read_bytes() if way == "dd" else fs.cat_file("/large")
-    assert written == payload
+    seconds = benchmark.pedantic(in_turns, (ways,), rounds=1)
+    assert (tmp_path / "copy").read_bytes() == payload
+    for path in ("/put", "/pipe", "/open"):
+        assert fs.cat_file(path) == payload
+    pairs = [(way, "dd conv=fsync") for way in ("put_file", "pipe_file", "open wb")]
+    report(benchmark, seconds, pairs, LARGE / 1e6, "MB")
 
 
-@pytest.mark.parametrize("way", ["dd", "get", "cat", "open"])
-def test_read(benchmark, fs, source, payload, tmp_path, way):
-    benchmark.group = f"read {LARGE >> 20} MiB"
+def test_read(benchmark, fs, source, payload, tmp_path):
     fs.pipe_file("/large", payload)
-    target = tmp_path / "copy"
+    read = {}
 
-    def by_open():
+    def by_open(number):
         with fs.open("/large") as file:
-            return b"".join(iter(lambda: file.read(1 << 20), b""))
+            read["open rb"] = b"".join(iter(lambda: file.read(1 << 20), b""))
 
     ways = {
-        "dd": lambda: dd(source, target),
-        "get": lambda: fs.get_file("/large", str(target)),
-        "cat": lambda: fs.cat_file("/large"),
-        "open": by_open,
+        "dd conv=fsync": lambda number: dd(source, tmp_path / "dd"),
+        "get_file": lambda number: fs.get_file("/large", str(tmp_path / "get")),
+        "cat_file": lambda number: read.update(cat_file=fs.cat_file("/large")),
+        "open rb": by_open,
     }
-    result = benchmark.pedantic(ways[way], rounds=5 if FULL else 1)
-    assert (target.read_bytes() if result is None else result) == payload
+    seconds = benchmark.pedantic(in_turns, (ways,), rounds=1)
+    assert (tmp_path / "get").read_bytes() == payload
+    assert read["cat_file"] == read["open rb"] == payload
+    pairs = [(way, "dd conv=fsync") for way in ("get_file", "cat_file", "open rb")]
+    report(benchmark, seconds, pairs, LARGE / 1e6, "MB")
 
 
-def write_synced(directory, names):
-    for name in names:
-        with open(directory / name, "wb") as file:
+def write_synced(directory):
+    directory.mkdir()
+    for number in range(SMALL_FILES):
+        with open(directory / str(number), "wb") as file:
             file.write(b"x")
             file.flush()
             os.fsync(file.fileno())
@@ -94,35 +97,22 @@ def write_synced(directory, names):
     os.close(handle)
 
 
-rounds = itertools.count()
-
-
-@pytest.mark.parametrize("way", ["fsync", "ringhold"])
-def test_small_files(benchmark, fs, tmp_path, way):
+def test_small_files(benchmark, fs, tmp_path):
     """Each file durable before the next of its task begins; 16 tasks at a time."""
-    benchmark.group = f"create {SMALL_FILES} small files"
-    made = []
 
-    async def create(directory, names):
-        for name in names:
-            await fs._pipe_file(f"{directory}/{name}", b"x")
+    async def create(directory, task):
+        for number in range(SMALL_FILES // TASKS):
+            await fs._pipe_file(f"{directory}/{task}-{number}", b"x")
 
     async def create_all(directory):
-        each = SMALL_FILES // TASKS
-        await asyncio.gather(
-            *(create(directory, [f"{t}-{n}" for n in range(each)]) for t in range(TASKS))
-        )
+        await asyncio.gather(*(create(directory, task) for task in range(TASKS)))
 
-    def run():
-        made.append(f"/small{next(rounds)}")
-        if way == "fsync":
-            directory = tmp_path / made[-1][1:]
-            directory.mkdir()
-            write_synced(directory, map(str, range(SMALL_FILES)))
-        else:
-            fs.run(create_all(made[-1]))
-
-    benchmark.pedantic(run, rounds=5 if FULL else 1)
-    for directory in made:
-        found = fs.ls(directory) if way == "ringhold" else os.listdir(tmp_path / directory[1:])
-        assert len(found) == SMALL_FILES
+    ways = {
+        "fsync of each": lambda number: write_synced(tmp_path / f"{number}"),
+        "pipe_file": lambda number: fs.run(create_all(f"/small{number}")),
+    }
+    seconds = benchmark.pedantic(in_turns, (ways,), rounds=1)
+    for number in range(len(seconds["pipe_file"]) + 1):
+        assert len(fs.ls(f"/small{number}")) == SMALL_FILES
+        assert len(os.listdir(tmp_path / f"{number}")) == SMALL_FILES
+    report(benchmark, seconds, [("pipe_file", "fsync of each")], SMALL_FILES, "files")

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import apsw
-import pytest
 
+from pairs import FULL, ROUNDS, Seconds, in_turns, report
 from ringhold.env import real_env
 from ringhold.store import lock_files
 from ringhold.store.base import Absent, Put, Store
@@ -32,9 +30,7 @@ from ringhold.store.sqlite.apply import Now, apply
 from ringhold.store.sqlite.schema import connect
 from ringhold.store.sqlite.writer import Checkpoints
 
-FULL = os.environ.get("RINGHOLD_BENCH") == "full"
 COMMITS = 1_000 if FULL else 20
-ROUNDS = 9 if FULL else 2
 CONCURRENT = 32
 VALUE = b"v" * 100
 
@@ -164,51 +160,19 @@ def prepared(directory: Path) -> apsw.Connection:
     return connect(str(directory / "store" / "store.db"))
 
 
-def in_turns(contenders: dict[str, Any], commits: int) -> dict[str, list[float]]:
-    """Commits per second of each, round by round, all in every round."""
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for contender in contenders.values():
-        contender.run(0, commits)  # to warm up
-    for round_number in range(1, ROUNDS + 1):
-        for name, contender in contenders.items():
-            begin = time.perf_counter()
-            contender.run(round_number * commits, commits)
-            rates[name].append(commits / (time.perf_counter() - begin))
+def measured(contenders: dict[str, Any], commits: int) -> Seconds:
+    """Seconds for `commits` commits of each, which must all be in its database afterwards."""
+
+    def way(contender: Any) -> Callable[[int], object]:
+        return lambda number: contender.run(number * commits, commits)
+
+    seconds = in_turns({name: way(contender) for name, contender in contenders.items()})
     for name, contender in contenders.items():
         assert contender.count() == (ROUNDS + 1) * commits, name
-    return rates
+    return seconds
 
 
-def ratio(rates: dict[str, list[float]], name: str, peer: str) -> dict[str, float]:
-    found = [a / b for a, b in zip(rates[name], rates[peer], strict=True)]
-    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
-
-
-def report(
-    benchmark: Any,
-    say: Callable[[str], None],
-    rates: dict[str, list[float]],
-    pairs: list[tuple[str, str]],
-) -> None:
-    for name, found in rates.items():
-        benchmark.extra_info[name] = statistics.median(found)
-        say(f"{name}: {statistics.median(found):.0f} commits/s")
-    for name, peer in pairs:
-        found_ratio = ratio(rates, name, peer)
-        benchmark.extra_info[f"{name} / {peer}"] = found_ratio
-        say("{} / {}: {median:.2f} ({min:.2f} to {max:.2f})".format(name, peer, **found_ratio))
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    def line(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n  {text}", end="")
-
-    return line if FULL else lambda text: None
-
-
-def test_commits_one_at_a_time(benchmark: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
+def test_commits_one_at_a_time(benchmark: Any, tmp_path: Path) -> None:
     with asyncio.Runner() as runner:
         asynchronous = Asyncio(runner, tmp_path / "asyncio", 1)
         contenders = {
@@ -217,19 +181,19 @@ def test_commits_one_at_a_time(benchmark: Any, tmp_path: Path, say: Callable[[st
             "apply": Direct(tmp_path / "direct"),
             "asyncio": asynchronous,
         }
-        rates = benchmark.pedantic(in_turns, (contenders, COMMITS), rounds=1)
+        seconds = benchmark.pedantic(measured, (contenders, COMMITS), rounds=1)
         asynchronous.close()
     pairs = [("apply", "bare apsw"), ("asyncio", "bare apsw"), ("bare apsw", "raw fdatasync")]
-    report(benchmark, say, rates, pairs)
+    report(benchmark, seconds, pairs, COMMITS, "commits")
 
 
-def test_commits_at_once(benchmark: Any, tmp_path: Path, say: Callable[[str], None]) -> None:
+def test_commits_at_once(benchmark: Any, tmp_path: Path) -> None:
     with asyncio.Runner() as runner:
         one = Asyncio(runner, tmp_path / "one", 1)
         many = Asyncio(runner, tmp_path / "many", CONCURRENT)
         name = f"{CONCURRENT} at once"
         contenders = {"one at a time": one, name: many}
-        rates = benchmark.pedantic(in_turns, (contenders, COMMITS * 2), rounds=1)
+        seconds = benchmark.pedantic(measured, (contenders, COMMITS * 2), rounds=1)
         one.close()
         many.close()
-    report(benchmark, say, rates, [(name, "one at a time")])
+    report(benchmark, seconds, [(name, "one at a time")], COMMITS * 2, "commits")
