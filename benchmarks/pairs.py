@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 FULL = os.environ.get("RINGHOLD_BENCH") == "full"
 ROUNDS = 9 if FULL else 2
+REPORT: list[str] = []
+"""Lines for the end of the run, at full size."""
 
 Seconds = dict[str, list[float]]
 
@@ -38,7 +39,7 @@ def speed_ratio(seconds: Seconds, name: str, peer: str) -> dict[str, float]:
 def report(
     benchmark: Any, seconds: Seconds, pairs: list[tuple[str, str]], amount: float, unit: str
 ) -> None:
-    """Notes the ratios in the benchmark and, at full size, prints them."""
+    """Notes the ratios in the benchmark and, at full size, in the report."""
     lines = []
     for name, found in seconds.items():
         rate = amount / statistics.median(found)
@@ -49,5 +50,4 @@ def report(
         benchmark.extra_info[f"{name} / {peer}"] = ratio
         lines.append("{} / {}: {median:.2f} ({min:.2f} to {max:.2f})".format(name, peer, **ratio))
     if FULL:
-        sys.__stdout__.write("".join(f"\n  {line}" for line in lines))
-        sys.__stdout__.flush()
+        REPORT.extend(lines)
