@@ -238,7 +238,7 @@ def test_missing_chunks(place: Place) -> None:
 def test_put_refuses_data_that_was_changed_on_its_way(place: Place) -> None:
     async def scenario(node: Node) -> None:
         with pytest.raises(ChecksumMismatch, match=str(chunk_id())):
-            await node.put(chunk_id(), DATA[:-1] + b"x", DIGEST)
+            await node.put(chunk_id(), DATA[:-1] + bytes([DATA[-1] ^ 1]), DIGEST)
         assert await node.has([chunk_id()]) == [False]
 
     run(place, scenario)

@@ -7,8 +7,9 @@ their usual names (Adya). A store double loses answers and refuses commits.
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -508,25 +509,31 @@ def test_a_file_operation_beside_the_commit_is_whole_or_refused(tmp_path: Path) 
     asyncio.run(main())
 
 
+UNFINISHED = """
+import asyncio, sys, ringhold, ringhold.aio
+
+transactions = []
+
+async def write(cluster, number):
+    tx = await cluster.begin()
+    await tx.fs._pipe_file(f"/{number}", bytes([number]) * 100_000)
+    transactions.append(tx)
+    await tx.commit()
+
+async def main():
+    cluster = await ringhold.aio.create(sys.argv[1], nodes=2, replicas=2)
+    tasks = [asyncio.create_task(write(cluster, number)) for number in range(8)]
+    while not any(tx.status == "committing" for tx in transactions):
+        await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+
+
 def test_a_commit_under_way_at_the_end_of_the_loop_keeps_its_chunks(tmp_path: Path) -> None:
     """`asyncio.run` cancels every task at its end, also the one that sees a commit through."""
-    transactions: list[ringhold.aio.Transaction] = []
-
-    async def write(cluster: ringhold.aio.Cluster, number: int) -> None:
-        tx = await cluster.begin()
-        await tx.fs._pipe_file(f"/{number}", bytes([number]) * 100_000)
-        transactions.append(tx)
-        await tx.commit()
-
-    async def main() -> None:
-        cluster = await ringhold.aio.create(tmp_path / "c", nodes=2, replicas=2)
-        tasks = [asyncio.create_task(write(cluster, number)) for number in range(8)]
-        while not any(tx.status == "committing" for tx in transactions):  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        assert tasks
-
-    asyncio.run(main())
-    gc.collect()
+    program = [sys.executable, "-c", UNFINISHED, str(tmp_path / "c")]
+    assert subprocess.run(program, capture_output=True, timeout=60).returncode == 0
     with ringhold.open(tmp_path / "c", create=False) as cluster:
         for name in cluster.fs.ls("/", detail=False):
             assert cluster.fs.cat_file(name) == bytes([int(name[1:])]) * 100_000
