@@ -8,6 +8,7 @@ that merely calls `close` (see `leaving`) counts like the file's own.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import io
 import logging
@@ -30,7 +31,27 @@ def _log_discard(path: str) -> None:
     logger.warning("%s is discarded: an exception left the block that closed it", path)
 
 
-class WriteFile(io.RawIOBase):
+class _Publishing(io.RawIOBase):
+    """A file that the end of its ``with`` block publishes, or an exception that leaves it
+    discards."""
+
+    @abc.abstractmethod
+    def discard(self) -> None:
+        """Ends the file without publishing it."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+class WriteFile(_Publishing):
     """A file being written; see the module for when it becomes visible."""
 
     def __init__(self, fs: Any, writer: FileWriter, runner: Runner, mode: str):
@@ -125,17 +146,6 @@ class WriteFile(io.RawIOBase):
         self._opened_below = ()
         self._runner.run(ending)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
-
     def __del__(self) -> None:
         if not self.closed:
             super().close()
@@ -192,7 +202,7 @@ class TextFile(io.TextIOWrapper):
             self._binary.__del__()
 
 
-class CompressedFile(io.RawIOBase):
+class CompressedFile(_Publishing):
     """What compresses into an open file, and that file: ended together."""
 
     def __init__(self, compressor: Any, file: WriteFile):
@@ -234,17 +244,6 @@ class CompressedFile(io.RawIOBase):
         if not self.closed:
             super().close()
             self._file.discard()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
 
     def __del__(self) -> None:
         if not self.closed:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from ringhold.bridge import Bridge
 from ringhold.store.kv import Bound, KeyEvent, KeyValue, Value
@@ -65,11 +66,26 @@ class KeyEvents:
         self.close()
 
 
-class BlockingKeyValue:
-    """Small state in the store: ``kv[key]``, `get`, `put`, `delete`, `entry`, `range`, `watch`."""
+class ReadableKeys(Protocol):
+    """What can be read of keys on the async face."""
 
-    def __init__(self, kv: KeyValue, bridge: Bridge):
-        self._kv = kv
+    async def entry(self, key: str | bytes, /) -> Entry | None: ...
+
+    def range(
+        self,
+        prefix: Bound = "",
+        *,
+        start: Bound | None = None,
+        end: Bound | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[tuple[str, Entry]]: ...
+
+
+class Subscripts(abc.ABC):
+    """Keys that are read and written by subscript, over what reads them on the async face."""
+
+    def __init__(self, keys: ReadableKeys, bridge: Bridge):
+        self._keys = keys
         self._bridge = bridge
 
     def __getitem__(self, key: str | bytes) -> bytes:
@@ -81,23 +97,55 @@ class BlockingKeyValue:
     def __setitem__(self, key: str | bytes, value: Value) -> None:
         self.put(key, value)
 
-    def __delitem__(self, key: str | bytes) -> None:
-        if self._bridge.run(self._kv.pop(key)) is None:
-            raise KeyError(key)
-
     def __contains__(self, key: str | bytes) -> bool:
         return self.entry(key) is not None
 
     # Without this, Python would iterate by asking for kv[0], kv[1], …
     __iter__ = None
 
+    @abc.abstractmethod
+    def put(self, key: str | bytes, value: Value) -> object:
+        """Sets `key`."""
+
     def entry(self, key: str | bytes) -> Entry | None:
-        """The value of `key` with the revisions of its last change and its creation, or None."""
-        return self._bridge.run(self._kv.entry(key))
+        """The value of `key` with the revisions of its last change and its creation, or None.
+
+        In a transaction, what it wrote itself has revision 0 so far.
+        """
+        return self._bridge.run(self._keys.entry(key))
 
     def get(self, key: str | bytes, default: T | None = None) -> bytes | T | None:
         """The value of `key`, or `default`."""
-        return self._bridge.run(self._kv.get(key, default))
+        entry = self.entry(key)
+        return default if entry is None else entry.value
+
+    def range(
+        self,
+        prefix: Bound = "",
+        *,
+        start: Bound | None = None,
+        end: Bound | None = None,
+        limit: int | None = None,
+    ) -> Iterator[tuple[str, Entry]]:
+        """Yields (key, Entry) in the order of the keys' bytes, all at one revision.
+
+        Keys that begin with `prefix` and lie in [start, end), at most `limit` of them. In a
+        transaction own writes are included, and the range is guarded against phantoms.
+        """
+        found = _collected(self._keys.range(prefix, start=start, end=end, limit=limit))
+        return iter(self._bridge.run(found))
+
+
+class BlockingKeyValue(Subscripts):
+    """Small state in the store: ``kv[key]``, `get`, `put`, `delete`, `entry`, `range`, `watch`."""
+
+    def __init__(self, kv: KeyValue, bridge: Bridge):
+        super().__init__(kv, bridge)
+        self._kv = kv
+
+    def __delitem__(self, key: str | bytes) -> None:
+        if self._bridge.run(self._kv.pop(key)) is None:
+            raise KeyError(key)
 
     def put(self, key: str | bytes, value: Value, *, if_revision: int | None = None) -> int:
         """Sets `key` and returns the revision of this change.
@@ -111,24 +159,6 @@ class BlockingKeyValue:
         """Removes `key`; one that does not exist is no error."""
         self._bridge.run(self._kv.delete(key))
 
-    def range(
-        self,
-        prefix: Bound = "",
-        *,
-        start: Bound | None = None,
-        end: Bound | None = None,
-        limit: int | None = None,
-    ) -> Iterator[tuple[str, Entry]]:
-        """Yields (key, Entry) in the order of the keys' bytes, all at one revision.
-
-        Keys that begin with `prefix` and lie in [start, end), at most `limit` of them.
-        """
-        return iter(
-            self._bridge.run(
-                collected(lambda: self._kv.range(prefix, start=start, end=end, limit=limit))
-            )
-        )
-
     def watch(self, prefix: Bound, *, since: int | None = None) -> KeyEvents:
         """Every change of a key that begins with `prefix`, after revision `since`.
 
@@ -139,5 +169,5 @@ class BlockingKeyValue:
         return KeyEvents(self._bridge, self._kv.watch(prefix, since=after))
 
 
-async def collected(items: Callable[[], AsyncIterator[T]]) -> list[T]:
-    return [item async for item in items()]
+async def _collected(items: AsyncIterator[T]) -> list[T]:
+    return [item async for item in items]

@@ -3,58 +3,34 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ringhold.bridge import Bridge
 from ringhold.env import Env
 from ringhold.errors import TransactionAborted
-from ringhold.store.kv import Bound, Value
-from ringhold.store.kv_blocking import collected
+from ringhold.store.kv import Value
+from ringhold.store.kv_blocking import Subscripts
 from ringhold.transactions.manager import AsyncTransactions, backoff_s, check_retries
 from ringhold.transactions.transaction import Transaction as AsyncTransaction
 from ringhold.transactions.transaction import TransactionStatus
-from ringhold.types import Entry
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class TransactionKeyValue:
+class TransactionKeyValue(Subscripts):
     """``tx.kv``: reads at the transaction's revision, own writes included."""
 
     def __init__(self, transaction: AsyncTransaction, bridge: Bridge):
+        super().__init__(transaction.kv, bridge)
         self._kv = transaction.kv
-        self._bridge = bridge
-
-    def __getitem__(self, key: str | bytes) -> bytes:
-        entry = self.entry(key)
-        if entry is None:
-            raise KeyError(key)
-        return entry.value
-
-    def __setitem__(self, key: str | bytes, value: Value) -> None:
-        self.put(key, value)
 
     def __delitem__(self, key: str | bytes) -> None:
         if self.entry(key) is None:
             raise KeyError(key)
         self.delete(key)
-
-    def __contains__(self, key: str | bytes) -> bool:
-        return self.entry(key) is not None
-
-    # Without this, Python would iterate by asking for kv[0], kv[1], …
-    __iter__ = None
-
-    def entry(self, key: str | bytes) -> Entry | None:
-        """As ``cluster.kv.entry``; what this transaction wrote has revision 0 so far."""
-        return self._bridge.run(self._kv.entry(key))
-
-    def get(self, key: str | bytes, default: T | None = None) -> bytes | T | None:
-        """The value of `key`, or `default`."""
-        return self._bridge.run(self._kv.get(key, default))
 
     # What is only buffered needs no trip to the loop: one change of a dictionary each.
 
@@ -67,21 +43,6 @@ class TransactionKeyValue:
         """Buffers a deletion; a key that does not exist is no error."""
         self._bridge.check_process()
         self._kv.delete(key)
-
-    def range(
-        self,
-        prefix: Bound = "",
-        *,
-        start: Bound | None = None,
-        end: Bound | None = None,
-        limit: int | None = None,
-    ) -> Iterator[tuple[str, Entry]]:
-        """As ``cluster.kv.range``, own writes included; guarded against phantoms."""
-        return iter(
-            self._bridge.run(
-                collected(lambda: self._kv.range(prefix, start=start, end=end, limit=limit))
-            )
-        )
 
 
 class Transaction:
