@@ -34,8 +34,8 @@ static int by_slot_zone(const void *a, const void *b)
 
 static int by_change_name(const void *a, const void *b)
 {
-    const rh_ring_node *x = &(*(const rh_ring_change *const *)a)->node;
-    const rh_ring_node *y = &(*(const rh_ring_change *const *)b)->node;
+    const rh_node *x = &(*(const rh_ring_change *const *)a)->node;
+    const rh_node *y = &(*(const rh_ring_change *const *)b)->node;
 
     return compare_bytes(x->name, x->name_bytes, y->name, y->name_bytes);
 }
@@ -65,7 +65,7 @@ static rh_status points_of(double weight, uint32_t vnodes, uint32_t *out)
 }
 
 /* Fills a slot whose name and zone still lie in the caller's memory; own_text() copies them. */
-static rh_status fill_slot(struct ring_slot *slot, const rh_ring_node *node, uint32_t vnodes)
+static rh_status fill_slot(struct ring_slot *slot, const rh_node *node, uint32_t vnodes)
 {
     if ((node->name == NULL && node->name_bytes > 0) ||
         (node->zone == NULL && node->zone_bytes > 0)) {
@@ -227,7 +227,7 @@ static rh_status allocate(size_t slot_count, uint32_t vnodes, rh_ring **ring,
     return (*ring)->slots ? RH_OK : RH_NO_MEMORY;
 }
 
-rh_status rh_ring_new(const rh_ring_node *nodes, size_t count, const rh_ring_options *options,
+rh_status rh_ring_new(const rh_node *nodes, size_t count, const rh_ring_options *options,
                       rh_ring **out)
 {
     uint32_t vnodes = options && options->vnodes > 0 ? options->vnodes : RH_RING_VNODES_DEFAULT;
@@ -339,6 +339,8 @@ static rh_status apply(rh_ring *ring, const rh_ring *old, const rh_ring_change *
         slot->zone = NULL;
         slot->zone_bytes = 0;
         return RH_OK;
+    case RH_RING_REWEIGHT:
+        break;
     }
     return RH_INVALID_ARGUMENT;
 }
@@ -399,6 +401,8 @@ rh_status rh_ring_get_info(const rh_ring *ring, rh_ring_info *out)
     out->zones = ring->zones_in_use;
     out->points = ring->point_count;
     out->vnodes = ring->vnodes;
+    out->profile = RH_RING_RINGHOLD;
+    out->hash_bits = 64;
     return RH_OK;
 }
 
@@ -434,11 +438,11 @@ rh_status rh_ring_find(const rh_ring *ring, const void *name, size_t name_bytes,
     return RH_OK;
 }
 
-rh_status rh_ring_get_points(const rh_ring *ring, const uint64_t **points, const uint32_t **owners,
-                             size_t *count)
+rh_status rh_ring_get_points(const rh_ring *ring, rh_ring_points *out)
 {
-    *points = ring->points;
-    *owners = ring->owners;
-    *count = ring->point_count;
+    out->high = ring->points;
+    out->low = NULL;
+    out->owners = ring->owners;
+    out->count = ring->point_count;
     return RH_OK;
 }

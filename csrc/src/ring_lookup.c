@@ -61,12 +61,35 @@ size_t ring_search(const rh_ring *ring, uint64_t hash)
     return search(ring, hash);
 }
 
-rh_status rh_ring_hash(const void *key, size_t key_bytes, uint64_t *out)
+rh_status rh_ring_locate(const rh_ring *ring, const void *key, size_t key_bytes,
+                         rh_ring_position *out)
 {
+    (void)ring;
     if (key == NULL && key_bytes > 0) {
         return RH_INVALID_ARGUMENT;
     }
-    *out = XXH3_64bits(key, key_bytes);
+    out->high = XXH3_64bits(key, key_bytes);
+    out->low = 0;
+    return RH_OK;
+}
+
+rh_status rh_ring_locate_hash(const rh_ring *ring, uint64_t hash, rh_ring_position *out)
+{
+    (void)ring;
+    out->high = hash;
+    out->low = 0;
+    return RH_OK;
+}
+
+rh_status rh_ring_find_point(const rh_ring *ring, rh_ring_position position, size_t *out)
+{
+    size_t found;
+
+    if (ring->point_count == 0) {
+        return RH_EMPTY_RING;
+    }
+    found = search(ring, position.high);
+    *out = found < ring->point_count ? found : 0;
     return RH_OK;
 }
 
@@ -287,7 +310,7 @@ out:
     return status;
 }
 
-rh_status rh_ring_replicas(const rh_ring *ring, uint64_t hash, size_t count,
+rh_status rh_ring_replicas(const rh_ring *ring, rh_ring_position position, size_t count,
                            const rh_ring_replicas_options *options, uint32_t *out, size_t *zones)
 {
     static const rh_ring_replicas_options none = {0};
@@ -303,9 +326,9 @@ rh_status rh_ring_replicas(const rh_ring *ring, uint64_t hash, size_t count,
     }
     /* The short way compares pairs of the output, which would not do for long ones. */
     if (options->exclude_count == 0 && count <= ring->zones_in_use && count <= BATCH) {
-        first_of_each_zone(ring, hash, count, out);
+        first_of_each_zone(ring, position.high, count, out);
     } else if (count > 0) {
-        status = replicas_in_rounds(ring, hash, count, options, out, &used);
+        status = replicas_in_rounds(ring, position.high, count, options, out, &used);
     }
     if (status == RH_OK && zones) {
         *zones = used;

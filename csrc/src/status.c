@@ -1,3 +1,5 @@
+#include <stdlib.h>
+
 #include <ringhold/status.h>
 
 const char *rh_status_name(rh_status status)
@@ -19,6 +21,21 @@ const char *rh_status_name(rh_status status)
         return "RH_EMPTY_RING";
     case RH_NOT_ENOUGH_NODES:
         return "RH_NOT_ENOUGH_NODES";
+    case RH_CORRUPT:
+        return "RH_CORRUPT";
+    case RH_NOT_SUPPORTED:
+        return "RH_NOT_SUPPORTED";
+    case RH_CONFLICT:
+        return "RH_CONFLICT";
+    case RH_NOT_OWNED:
+        return "RH_NOT_OWNED";
+    case RH_DEADLOCK:
+        return "RH_DEADLOCK";
     }
     return "RH_UNKNOWN_STATUS";
+}
+
+void rh_free(void *memory)
+{
+    free(memory);
 }

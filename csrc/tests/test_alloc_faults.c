@@ -30,7 +30,7 @@ void *__wrap_calloc(size_t count, size_t size)
     return fails_now() ? NULL : __real_calloc(count, size);
 }
 
-static const rh_ring_node nodes[] = {
+static const rh_node nodes[] = {
     {"a", 1, "east", 4, 1}, {"b", 1, "west", 4, 2}, {"c", 1, NULL, 0, 0.5}, {"d", 1, "east", 4, 1}};
 
 enum { NODES = sizeof nodes / sizeof *nodes };
@@ -71,7 +71,7 @@ static rh_status replicate(const rh_ring *ring)
     uint32_t exclude = 1, out[NODES] = {77};
     rh_ring_replicas_options options = {&exclude, 1};
     size_t zones = 88;
-    rh_status status = rh_ring_replicas(ring, 1, 3, &options, out, &zones);
+    rh_status status = rh_ring_replicas(ring, (rh_ring_position){1, 0}, 3, &options, out, &zones);
 
     CHECK(status == RH_OK || (out[0] == 77 && zones == 88));
     return status;

@@ -6,7 +6,7 @@
 
 int main()
 {
-    rh_ring_node node{};
+    rh_node node{};
     node.name = "a";
     node.name_bytes = 1;
     node.weight = 1.0;

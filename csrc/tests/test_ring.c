@@ -28,13 +28,20 @@ static uint64_t hash_of(uint64_t number)
     return hash;
 }
 
-static rh_ring_node node_of(const struct member *member)
+static rh_ring_position at(uint64_t hash)
 {
-    rh_ring_node node = {.name = member->name,
-                         .name_bytes = strlen(member->name),
-                         .zone = member->zone,
-                         .zone_bytes = member->zone ? strlen(member->zone) : 0,
-                         .weight = member->weight};
+    rh_ring_position position = {.high = hash};
+
+    return position;
+}
+
+static rh_node node_of(const struct member *member)
+{
+    rh_node node = {.name = member->name,
+                    .name_bytes = strlen(member->name),
+                    .zone = member->zone,
+                    .zone_bytes = member->zone ? strlen(member->zone) : 0,
+                    .weight = member->weight};
 
     return node;
 }
@@ -53,7 +60,7 @@ static void name_members(struct member *members)
 
 static rh_ring *ring_of(const struct member *members, size_t count, uint32_t vnodes)
 {
-    rh_ring_node nodes[NAMES];
+    rh_node nodes[NAMES];
     rh_ring_options options = {.vnodes = vnodes};
     rh_ring *ring = NULL;
 
@@ -170,10 +177,10 @@ static void check_against_model(const rh_ring *ring, const struct member *member
         CHECK_EQUAL(owner, walk[0]);
         for (size_t wanted = 0; wanted <= usable; wanted += 1 + wanted / 4) {
             model_replicas(members, walk, usable, wanted, expected);
-            CHECK_STATUS(rh_ring_replicas(ring, hash, wanted, NULL, actual, &zones), RH_OK);
+            CHECK_STATUS(rh_ring_replicas(ring, at(hash), wanted, NULL, actual, &zones), RH_OK);
             CHECK(memcmp(actual, expected, wanted * sizeof *actual) == 0);
         }
-        CHECK_STATUS(rh_ring_replicas(ring, hash, usable + 1, NULL, actual, &zones),
+        CHECK_STATUS(rh_ring_replicas(ring, at(hash), usable + 1, NULL, actual, &zones),
                      RH_NOT_ENOUGH_NODES);
     }
 }
@@ -269,7 +276,7 @@ static void of_equal_points_the_smaller_name_owns(void)
 
     for (size_t i = 0; i < 3; i++) {
         for (size_t k = 0; k < 3; k++) {
-            rh_ring_node first = {names[i], 1, NULL, 0, 1};
+            rh_node first = {names[i], 1, NULL, 0, 1};
             rh_ring_change add = {RH_RING_ADD, {names[k], 1, NULL, 0, 1}};
             rh_ring *ring = NULL, *lone = NULL, *both = NULL;
             uint32_t owner = 9;
@@ -311,11 +318,12 @@ static void excluded_nodes_are_as_if_absent(void)
         size_t zones = 0;
 
         model_replicas(members, walk, usable, usable, expected);
-        CHECK_STATUS(rh_ring_replicas(ring, hash_of(sample), usable, &options, actual, &zones),
+        CHECK_STATUS(rh_ring_replicas(ring, at(hash_of(sample)), usable, &options, actual, &zones),
                      RH_OK);
         CHECK(memcmp(actual, expected, usable * sizeof *actual) == 0);
-        CHECK_STATUS(rh_ring_replicas(ring, hash_of(sample), usable + 1, &options, actual, &zones),
-                     RH_NOT_ENOUGH_NODES);
+        CHECK_STATUS(
+            rh_ring_replicas(ring, at(hash_of(sample)), usable + 1, &options, actual, &zones),
+            RH_NOT_ENOUGH_NODES);
     }
     rh_ring_free(ring);
 }
@@ -374,7 +382,7 @@ static void batches_equal_single_lookups(void)
 
 static size_t points_for(double weight, uint32_t vnodes)
 {
-    rh_ring_node node = {.name = "a", .name_bytes = 1, .weight = weight};
+    rh_node node = {.name = "a", .name_bytes = 1, .weight = weight};
     rh_ring_options options = {.vnodes = vnodes};
     rh_ring_info info = {0};
     rh_ring *ring = NULL;
@@ -398,7 +406,7 @@ static void points_are_rounded_half_to_even(void)
     CHECK_EQUAL(points_for(0, 160), 0);
 }
 
-static rh_status make(const rh_ring_node *nodes, size_t count)
+static rh_status make(const rh_node *nodes, size_t count)
 {
     rh_ring *ring = NULL;
     rh_status status = rh_ring_new(nodes, count, NULL, &ring);
@@ -410,8 +418,8 @@ static rh_status make(const rh_ring_node *nodes, size_t count)
 
 static void impossible_nodes_are_refused(void)
 {
-    rh_ring_node twice[] = {{"a", 1, NULL, 0, 1}, {"b", 1, NULL, 0, 1}, {"a", 1, NULL, 0, 1}};
-    rh_ring_node node = {"a", 1, NULL, 0, 1};
+    rh_node twice[] = {{"a", 1, NULL, 0, 1}, {"b", 1, NULL, 0, 1}, {"a", 1, NULL, 0, 1}};
+    rh_node node = {"a", 1, NULL, 0, 1};
     const double wrong[] = {-1, -0.001, (double)NAN, (double)INFINITY, -(double)INFINITY};
 
     CHECK_STATUS(make(twice, 2), RH_OK);
@@ -452,7 +460,7 @@ static void impossible_changes_are_refused_and_change_nothing(void)
 
 static void names_and_zones_are_any_bytes(void)
 {
-    rh_ring_node nodes[] = {{"a\0b", 3, "z\0", 2, 1}, {"a\0c", 3, "", 0, 1}, {"", 0, NULL, 0, 2}};
+    rh_node nodes[] = {{"a\0b", 3, "z\0", 2, 1}, {"a\0c", 3, "", 0, 1}, {"", 0, NULL, 0, 2}};
     rh_ring_member member;
     rh_ring *ring = NULL;
     uint32_t index = 9;

@@ -11,6 +11,11 @@ static void every_status_has_its_name(void)
     CHECK(strcmp(rh_status_name(RH_UNKNOWN_NODE), "RH_UNKNOWN_NODE") == 0);
     CHECK(strcmp(rh_status_name(RH_EMPTY_RING), "RH_EMPTY_RING") == 0);
     CHECK(strcmp(rh_status_name(RH_NOT_ENOUGH_NODES), "RH_NOT_ENOUGH_NODES") == 0);
+    CHECK(strcmp(rh_status_name(RH_CORRUPT), "RH_CORRUPT") == 0);
+    CHECK(strcmp(rh_status_name(RH_NOT_SUPPORTED), "RH_NOT_SUPPORTED") == 0);
+    CHECK(strcmp(rh_status_name(RH_CONFLICT), "RH_CONFLICT") == 0);
+    CHECK(strcmp(rh_status_name(RH_NOT_OWNED), "RH_NOT_OWNED") == 0);
+    CHECK(strcmp(rh_status_name(RH_DEADLOCK), "RH_DEADLOCK") == 0);
     CHECK(strcmp(rh_status_name((rh_status)-100), "RH_UNKNOWN_STATUS") == 0);
 }
 

@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include <ringhold/export.h>
+#include <ringhold/node.h>
 #include <ringhold/status.h>
 
 #ifdef __cplusplus
@@ -36,27 +37,36 @@ typedef struct rh_ring rh_ring;
 #define RH_RING_VNODES_DEFAULT 160
 #define RH_RING_POINTS_MAX ((size_t)1 << 28)
 
-/* Names and zones are any bytes, NUL among them, copied by the functions that take them. */
-typedef struct rh_ring_node {
-    const void *name;
-    size_t name_bytes;
-    const void *zone; /* NULL: none; beside zoned nodes such a node is a zone of its own */
-    size_t zone_bytes;
-    double weight; /* finite and >= 0; 0: present, owning nothing */
-} rh_ring_node;
+/*
+ * How points are formed, keys hashed and ties broken. Only the first depends on nothing but the
+ * node itself; the others are those of the programs they are named after, kept for talking to
+ * them: there the points of a node depend on the weights of all.
+ */
+typedef enum rh_ring_profile {
+    RH_RING_RINGHOLD = 0,
+    RH_RING_KETAMA = 1,       /* libketama */
+    RH_RING_LIBMEMCACHED = 2, /* its KETAMA_WEIGHTED */
+    RH_RING_LIBMEMCACHED_UNWEIGHTED = 3,
+    RH_RING_LIBMEMCACHED_SPY = 4,
+    RH_RING_TWEMPROXY = 5,
+    RH_RING_UHASHRING = 6, /* its default ring: points of 128 bits */
+    RH_RING_UHASHRING_KETAMA = 7
+} rh_ring_profile;
 
 typedef struct rh_ring_options {
     uint32_t vnodes; /* points of a node of weight 1; 0: RH_RING_VNODES_DEFAULT */
+    rh_ring_profile profile;
 } rh_ring_options;
 
 typedef enum rh_ring_change_kind {
     RH_RING_ADD = 0,
-    RH_RING_REMOVE = 1 /* zone and weight of the node are ignored */
+    RH_RING_REMOVE = 1,  /* zone and weight of the node are ignored */
+    RH_RING_REWEIGHT = 2 /* zone of the node is ignored: it stays in its own */
 } rh_ring_change_kind;
 
 typedef struct rh_ring_change {
     rh_ring_change_kind kind;
-    rh_ring_node node;
+    rh_node node;
 } rh_ring_change;
 
 typedef struct rh_ring_info {
@@ -66,10 +76,12 @@ typedef struct rh_ring_info {
     size_t zones;  /* zones with a usable node, each node without a zone counted as one */
     size_t points;
     uint32_t vnodes;
+    rh_ring_profile profile;
+    unsigned hash_bits; /* 32, 64 or 128 */
 } rh_ring_info;
 
 typedef struct rh_ring_member {
-    rh_ring_node node; /* borrowed from the ring; of a removed node only the name is kept */
+    rh_node node; /* borrowed from the ring; of a removed node only the name is kept */
     size_t points;
     bool present;
 } rh_ring_member;
@@ -83,7 +95,7 @@ typedef struct rh_ring_replicas_options {
  * A ring of `count` nodes, numbered in the order given.
  * RH_INVALID_ARGUMENT (weight), RH_DUPLICATE_NODE, RH_TOO_LARGE, RH_NO_MEMORY.
  */
-RH_API RH_NODISCARD rh_status rh_ring_new(const rh_ring_node *nodes, size_t count,
+RH_API RH_NODISCARD rh_status rh_ring_new(const rh_node *nodes, size_t count,
                                           const rh_ring_options *options, rh_ring **out);
 
 /*
@@ -108,18 +120,47 @@ RH_API RH_NODISCARD rh_status rh_ring_find(const rh_ring *ring, const void *name
                                            uint32_t *out);
 
 /*
- * The points in ascending order and the numbers of their nodes, borrowed from the ring: valid
- * until it is freed. Cannot fail.
+ * Where a key or a hash lies on the circle. The circle has 64 bits for every profile: hashes of
+ * 32 bits are the upper half of `high`, those of 128 bits fill `low` as well.
  */
-RH_API rh_status rh_ring_get_points(const rh_ring *ring, const uint64_t **points,
-                                    const uint32_t **owners, size_t *count);
+typedef struct rh_ring_position {
+    uint64_t high;
+    uint64_t low;
+} rh_ring_position;
 
-/* The hash by which a key is placed. */
-RH_API RH_NODISCARD rh_status rh_ring_hash(const void *key, size_t key_bytes, uint64_t *out);
+RH_API RH_NODISCARD rh_status rh_ring_locate(const rh_ring *ring, const void *key, size_t key_bytes,
+                                             rh_ring_position *out);
+
+/*
+ * The position of a hash that the caller computed, by the profile's own function, with as many
+ * bits as the profile has: RH_INVALID_ARGUMENT beyond them, RH_NOT_SUPPORTED for 128 bits.
+ */
+RH_API RH_NODISCARD rh_status rh_ring_locate_hash(const rh_ring *ring, uint64_t hash,
+                                                  rh_ring_position *out);
+
+/*
+ * The points in ascending order as positions on the circle, and the numbers of their nodes, all
+ * borrowed from the ring: valid until it is freed. `low` is NULL unless points have 128 bits.
+ */
+typedef struct rh_ring_points {
+    const uint64_t *high;
+    const uint64_t *low;
+    const uint32_t *owners;
+    size_t count;
+} rh_ring_points;
+
+/* Cannot fail. */
+RH_API rh_status rh_ring_get_points(const rh_ring *ring, rh_ring_points *out);
+
+/* The index among the points of the one that owns a position; RH_EMPTY_RING. */
+RH_API RH_NODISCARD rh_status rh_ring_find_point(const rh_ring *ring, rh_ring_position position,
+                                                 size_t *out);
 
 /* The number of the owner; RH_EMPTY_RING when no node has a point. */
 RH_API RH_NODISCARD rh_status rh_ring_lookup(const rh_ring *ring, const void *key, size_t key_bytes,
                                              uint32_t *out);
+
+/* As rh_ring_locate_hash. */
 RH_API RH_NODISCARD rh_status rh_ring_lookup_hash(const rh_ring *ring, uint64_t hash,
                                                   uint32_t *out);
 
@@ -131,15 +172,66 @@ RH_API RH_NODISCARD rh_status rh_ring_lookup_hashes(const rh_ring *ring, const u
                                                     size_t count, uint32_t *out);
 
 /*
- * `count` distinct nodes for a key of that hash, the owner first: the walk clockwise from the
- * hash, except that no zone is used twice before every zone was used once, none a third time
- * before every second, and so on; a zone with no node left to give is passed over.
+ * `count` distinct nodes for a position, the owner first: the walk clockwise from there, except
+ * that no zone is used twice before every zone was used once, none a third time before every
+ * second, and so on; a zone with no node left to give is passed over.
  * `out` has room for `count` numbers; `zones` (NULL allowed) receives in how many zones they
  * lie. RH_NOT_ENOUGH_NODES when fewer than `count` nodes are usable.
  */
-RH_API RH_NODISCARD rh_status rh_ring_replicas(const rh_ring *ring, uint64_t hash, size_t count,
+RH_API RH_NODISCARD rh_status rh_ring_replicas(const rh_ring *ring, rh_ring_position position,
+                                               size_t count,
                                                const rh_ring_replicas_options *options,
                                                uint32_t *out, size_t *zones);
+
+/*
+ * The first node in walk order whose load stays below
+ * ceil(bound * (total + 1) * weight / sum of the weights), total being the sum of all loads.
+ * `loads` has one value, finite and not negative, for each number given out; those of absent
+ * nodes are left out of the total. `bound` is finite and at least 1. RH_EMPTY_RING.
+ * (Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016.)
+ */
+RH_API RH_NODISCARD rh_status rh_ring_lookup_bounded(const rh_ring *ring, rh_ring_position position,
+                                                     const double *loads, double bound,
+                                                     uint32_t *out);
+
+/*
+ * What moves when `from` becomes `to`: the arcs (start, end] of the circle whose owner differs by
+ * name, in ascending order of their ends, neighbours of the same two nodes made one. The arc
+ * round zero has start > end, the whole circle start == end.
+ */
+typedef struct rh_ring_move {
+    uint64_t start;
+    uint64_t end;
+    uint32_t source; /* a number of `from` */
+    uint32_t target; /* a number of `to` */
+} rh_ring_move;
+
+/*
+ * One pass over the points of both rings. `moves` is allocated by the function and given to
+ * rh_free. RH_EMPTY_RING when either is empty, RH_INVALID_ARGUMENT when their profiles differ,
+ * RH_NOT_SUPPORTED for points of 128 bits.
+ */
+RH_API RH_NODISCARD rh_status rh_ring_diff(const rh_ring *from, const rh_ring *to,
+                                           rh_ring_move **moves, size_t *count);
+
+#define RH_RING_DIGEST_BYTES 16
+
+/*
+ * Equal if and only if placement is: covers the profile, the points and their owners' names and
+ * zones. Does not depend on the order of insertion, on drained nodes, or on the machine.
+ */
+RH_API RH_NODISCARD rh_status rh_ring_digest(const rh_ring *ring,
+                                             uint8_t out[RH_RING_DIGEST_BYTES]);
+
+/*
+ * The ring as canonical bytes, the same whatever the order of insertion, those of libmemcached
+ * excepted, where the order of the list breaks ties. Removed nodes and their numbers are left
+ * out. `data` is allocated by the function and given to rh_free.
+ */
+RH_API RH_NODISCARD rh_status rh_ring_dumps(const rh_ring *ring, void **data, size_t *size);
+
+/* The ring in bytes written by rh_ring_dumps; RH_CORRUPT for any others. */
+RH_API RH_NODISCARD rh_status rh_ring_loads(const void *data, size_t size, rh_ring **out);
 
 #ifdef __cplusplus
 }

@@ -8,7 +8,6 @@ never changes. Does not balance exactly: at 160 points per node shares vary by a
 
 import array
 import warnings
-from collections.abc import Mapping
 from operator import index as _as_index
 
 from cpython cimport array
@@ -17,28 +16,26 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_Clear
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.sequence cimport PySequence_Check
 from libc.stdint cimport uint32_t, uint64_t
 
+from ringhold.core._nodes cimport (
+    decode_text, encode_text, fill_node, node_spec, node_specs, view_key,
+)
 from ringhold.core._status cimport raise_status
 from ringhold.core.c_ringhold cimport (
-    RH_DUPLICATE_NODE, RH_EMPTY_RING, RH_NO_MEMORY, RH_NOT_ENOUGH_NODES, RH_OK, RH_RING_ADD,
-    RH_RING_POINTS_MAX, RH_RING_REMOVE, RH_UNKNOWN_NODE, rh_ring, rh_ring_change,
-    rh_ring_change_kind, rh_ring_edit, rh_ring_find, rh_ring_free, rh_ring_get_info,
-    rh_ring_get_member, rh_ring_get_points, rh_ring_hash, rh_ring_info, rh_ring_lookup,
-    rh_ring_lookup_hash, rh_ring_lookup_hashes, rh_ring_lookup_keys, rh_ring_member, rh_ring_new,
-    rh_ring_node, rh_ring_options, rh_ring_replicas, rh_ring_replicas_options, rh_status,
+    RH_DUPLICATE_NODE, RH_EMPTY_RING, RH_NOT_ENOUGH_NODES, RH_NO_MEMORY, RH_OK, RH_RING_ADD,
+    RH_RING_POINTS_MAX, RH_RING_REMOVE, RH_RING_RINGHOLD, RH_UNKNOWN_NODE, rh_node, rh_ring,
+    rh_ring_change, rh_ring_change_kind, rh_ring_edit, rh_ring_find, rh_ring_free,
+    rh_ring_get_info, rh_ring_get_member, rh_ring_get_points, rh_ring_info, rh_ring_locate,
+    rh_ring_lookup, rh_ring_lookup_hash, rh_ring_lookup_hashes, rh_ring_lookup_keys,
+    rh_ring_member, rh_ring_new, rh_ring_options, rh_ring_points, rh_ring_position,
+    rh_ring_replicas, rh_ring_replicas_options, rh_status,
 )
 
 from ringhold.errors import EmptyRing, InvalidInput, NotEnoughNodes
-from ringhold.types import Node, PlacementWarning, check_weight
-
-cdef extern from "Python.h":
-    # Declared here for its NULL, which is no error yet: lone surrogates take the slow way.
-    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size)
-    void *PyErr_Occurred()
+from ringhold.types import PlacementWarning
 
 # From this many keys on, letting other threads run is worth more than the two switches cost.
 cdef enum:
@@ -60,83 +57,10 @@ cdef class Snapshot:
         rh_ring_free(self.ring)
 
 
-cdef bytes _encode(object text, str what):
-    if isinstance(text, bytes):
-        return bytes(text)
-    if not isinstance(text, str):
-        raise TypeError(f"{what} must be str or bytes, not {type(text).__name__}")
-    try:
-        return (<str>text).encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"{what} {text!r} has no UTF-8 form: {error}") from error
-
-
-cdef inline str _decode(const void *data, size_t size):
-    return (<const char *>data)[:size].decode("utf-8", "surrogateescape")
-
-
-cdef inline object _view(object key, const void **data, size_t *size):
-    """The bytes of a key; valid as long as the object returned lives."""
-    cdef Py_ssize_t length = 0
-    cdef const char *text
-    if isinstance(key, str):
-        text = PyUnicode_AsUTF8AndSize(key, &length)
-        if text != NULL:
-            data[0] = text
-            size[0] = <size_t>length
-            return key
-        PyErr_Clear()
-        key = _encode(key, "key")
-    elif not isinstance(key, bytes):
-        raise TypeError(f"key must be str or bytes, not {type(key).__name__}")
-    data[0] = PyBytes_AS_STRING(key)
-    size[0] = <size_t>PyBytes_GET_SIZE(key)
-    return key
-
-
 cdef int _raise_lookup(rh_status status) except -1:
     if status == RH_EMPTY_RING:
         raise EmptyRing("no key has an owner: the ring has no node, or none of weight above 0")
     return raise_status(status, "lookup")
-
-
-cdef tuple _spec(object name, object weight, object zone):
-    """A node as (name, weight, zone) in bytes, checked."""
-    encoded = _encode(name, "node name")
-    return (
-        encoded,
-        check_weight(weight, f"node {name!r}"),
-        None if zone is None else _encode(zone, f"zone of node {name!r}"),
-    )
-
-
-cdef list _specs(object nodes):
-    if isinstance(nodes, (str, bytes)):
-        raise TypeError("nodes must be an iterable of names, a mapping or Nodes, not one name")
-    if isinstance(nodes, Mapping):
-        return [_spec(name, weight, None) for name, weight in nodes.items()]
-    specs = []
-    for node in nodes:
-        if isinstance(node, Node):
-            specs.append(_spec(node.name, node.weight, node.zone))
-        else:
-            specs.append(_spec(node, 1.0, None))
-    return specs
-
-
-cdef int _fill(rh_ring_node *node, tuple spec) except -1:
-    """Lends the bytes of `spec`, which must outlive the call that `node` is for."""
-    name = <bytes>spec[0]
-    node.name = PyBytes_AS_STRING(name)
-    node.name_bytes = <size_t>PyBytes_GET_SIZE(name)
-    node.weight = spec[1]
-    node.zone = NULL
-    node.zone_bytes = 0
-    if spec[2] is not None:
-        zone = <bytes>spec[2]
-        node.zone = PyBytes_AS_STRING(zone)
-        node.zone_bytes = <size_t>PyBytes_GET_SIZE(zone)
-    return 0
 
 
 cdef str _too_large(object vnodes):
@@ -158,17 +82,18 @@ cdef int _check_unique(list specs) except -1:
 cdef Snapshot _snapshot_of(list specs, object vnodes):
     cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
     cdef rh_ring_options options
-    cdef rh_ring_node *nodes
+    cdef rh_node *nodes
     cdef rh_status status
     cdef size_t count = <size_t>len(specs)
     cdef size_t i
     options.vnodes = vnodes
-    nodes = <rh_ring_node *>PyMem_Malloc((count + 1) * sizeof(rh_ring_node))
+    options.profile = RH_RING_RINGHOLD
+    nodes = <rh_node *>PyMem_Malloc((count + 1) * sizeof(rh_node))
     if nodes == NULL:
         raise MemoryError
     try:
         for i in range(count):
-            _fill(&nodes[i], <tuple>specs[i])
+            fill_node(&nodes[i], <tuple>specs[i])
         status = rh_ring_new(nodes, count, &options, &snapshot.ring)
     finally:
         PyMem_Free(nodes)
@@ -222,7 +147,7 @@ cdef class Ring:
             )
         vnodes = _as_index(vnodes)
         _check_vnodes(vnodes)
-        self._snapshot = _snapshot_of(_specs(nodes), vnodes)
+        self._snapshot = _snapshot_of(node_specs(nodes), vnodes)
 
     # Looking up
 
@@ -233,7 +158,7 @@ cdef class Ring:
         cdef size_t size = 0
         cdef uint32_t index = 0
         cdef rh_status status
-        _alive = _view(key, &data, &size)
+        _alive = view_key(key, &data, &size)
         snapshot = self._snapshot
         status = rh_ring_lookup(snapshot.ring, data, size, &index)
         if status != RH_OK:
@@ -298,20 +223,20 @@ cdef class Ring:
         cdef Snapshot snapshot
         cdef const void *data = NULL
         cdef size_t size = 0
-        cdef uint64_t hashed = 0
+        cdef rh_ring_position position
         cdef rh_status status
         wanted = _as_index(n)
         if wanted < 0:
             raise InvalidInput(f"n must not be negative, but is {wanted}")
-        _alive = _view(key, &data, &size)
-        status = rh_ring_hash(data, size, &hashed)
-        if status != RH_OK:
-            raise_status(status, "the key has no address")
+        _alive = view_key(key, &data, &size)
         if isinstance(exclude, (str, bytes)):
             raise TypeError("exclude must be an iterable of names, not one name")
-        excluded = [_encode(name, "excluded name") for name in exclude]
+        excluded = [encode_text(name, "excluded name") for name in exclude]
         snapshot = self._snapshot
-        return _replicas(snapshot, hashed, wanted, _indexes(snapshot, excluded))
+        status = rh_ring_locate(snapshot.ring, data, size, &position)
+        if status != RH_OK:
+            raise_status(status, "the key has no address")
+        return _replicas(snapshot, position, wanted, _indexes(snapshot, excluded))
 
     # Changing
 
@@ -320,7 +245,7 @@ cdef class Ring:
 
         A name that was removed before gets its old index back.
         """
-        spec = _spec(name, weight, zone)
+        spec = node_spec(name, weight, zone)
         status = _edit(self, RH_RING_ADD, [spec])
         if status == RH_DUPLICATE_NODE:
             raise InvalidInput(f"node {name!r} is in the ring already")
@@ -329,7 +254,7 @@ cdef class Ring:
 
     def remove(self, name):
         """Removes a node; KeyError when there is none of that name."""
-        status = _edit(self, RH_RING_REMOVE, [(_encode(name, "node name"), 0.0, None)])
+        status = _edit(self, RH_RING_REMOVE, [(encode_text(name, "node name"), 0.0, None)])
         if status == RH_UNKNOWN_NODE:
             raise KeyError(name)
         if status != RH_OK:
@@ -365,12 +290,10 @@ cdef class Ring:
     def points(self):
         """All points in ascending order, as a list of (64-bit value, name of the node)."""
         cdef Snapshot snapshot = self._snapshot
-        cdef const uint64_t *points = NULL
-        cdef const uint32_t *owners = NULL
-        cdef size_t count = 0
+        cdef rh_ring_points points
         cdef size_t i
-        rh_ring_get_points(snapshot.ring, &points, &owners, &count)
-        return [(points[i], snapshot.names[owners[i]]) for i in range(count)]
+        rh_ring_get_points(snapshot.ring, &points)
+        return [(points.high[i], snapshot.names[points.owners[i]]) for i in range(points.count)]
 
     def copy(self):
         """An independent ring with the same nodes and indexes; costs nothing until one changes."""
@@ -390,7 +313,7 @@ cdef class Ring:
         cdef uint32_t index = 0
         if not isinstance(name, (str, bytes)):
             return False
-        _alive = _view(name, &data, &size)
+        _alive = view_key(name, &data, &size)
         return rh_ring_find(self._snapshot.ring, data, size, &index) == RH_OK
 
     def __eq__(self, other):
@@ -425,9 +348,9 @@ def _restore(kind, vnodes, names, present):
     specs = []
     for name in names:
         weight, zone = present.get(name, (0.0, None))
-        specs.append(_spec(name, weight, zone))
+        specs.append(node_spec(name, weight, zone))
     ring._snapshot = _snapshot_of(specs, vnodes)
-    removed = [_spec(name, 0.0, None) for name in names if name not in present]
+    removed = [node_spec(name, 0.0, None) for name in names if name not in present]
     status = _edit(ring, RH_RING_REMOVE, removed)
     if status != RH_OK:
         raise_status(status, "the pickled ring")
@@ -455,7 +378,7 @@ cdef list _members(Snapshot snapshot):
         if member.present:
             zone = None
             if member.node.zone != NULL:
-                zone = _decode(member.node.zone, member.node.zone_bytes)
+                zone = decode_text(member.node.zone, member.node.zone_bytes)
             members.append((snapshot.names[i], member.node.weight, zone))
     return members
 
@@ -473,7 +396,7 @@ cdef rh_status _edit(Ring ring, rh_ring_change_kind kind, list specs) except *:
     try:
         for i in range(count):
             changes[i].kind = kind
-            _fill(&changes[i].node, <tuple>specs[i])
+            fill_node(&changes[i].node, <tuple>specs[i])
         while True:
             old = ring._snapshot
             new = Snapshot.__new__(Snapshot)
@@ -497,7 +420,7 @@ cdef tuple _names_from(rh_ring *ring, size_t first):
     rh_ring_get_info(ring, &info)
     for i in range(first, info.names):
         _get_member(ring, i, &member)
-        names.append(_decode(member.node.name, member.node.name_bytes))
+        names.append(decode_text(member.node.name, member.node.name_bytes))
     return tuple(names)
 
 
@@ -511,7 +434,8 @@ cdef array.array _indexes(Snapshot snapshot, list names):
     return indexes
 
 
-cdef tuple _replicas(Snapshot snapshot, uint64_t hashed, object wanted, array.array excluded):
+cdef tuple _replicas(Snapshot snapshot, rh_ring_position position, object wanted,
+                     array.array excluded):
     cdef rh_ring_replicas_options options
     cdef rh_ring_info info = _info(snapshot)
     cdef array.array out
@@ -522,7 +446,7 @@ cdef tuple _replicas(Snapshot snapshot, uint64_t hashed, object wanted, array.ar
     options.exclude_count = <size_t>len(excluded)
     if wanted <= info.usable:
         out = array.clone(_no_indexes, wanted, zero=False)
-        status = rh_ring_replicas(snapshot.ring, hashed, <size_t>len(out), &options,
+        status = rh_ring_replicas(snapshot.ring, position, <size_t>len(out), &options,
                                   <uint32_t *>out.data.as_uints, &zones)
     if status == RH_NOT_ENOUGH_NODES:
         raise _not_enough(snapshot, wanted, set(excluded))
@@ -634,7 +558,7 @@ cdef object _lookup_keys(Ring ring, tuple keys, object out):
             raise MemoryError
         for i in range(count):
             key = keys[i]
-            view = _view(key, &data[i], &sizes[i])
+            view = view_key(key, &data[i], &sizes[i])
             if view is not key:
                 encoded.append(view)
         if out is None:

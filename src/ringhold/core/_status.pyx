@@ -3,7 +3,9 @@
 
 from ringhold.core.c_ringhold cimport rh_status, rh_status_name
 
-from ringhold.errors import EmptyRing, InvalidInput, NotEnoughNodes
+from ringhold.errors import (
+    Conflict, Corrupt, DeadlockError, EmptyRing, InvalidInput, NotEnoughNodes, NotOwned,
+)
 
 _EXCEPTIONS = {
     "RH_NO_MEMORY": MemoryError,
@@ -13,6 +15,11 @@ _EXCEPTIONS = {
     "RH_UNKNOWN_NODE": KeyError,
     "RH_EMPTY_RING": EmptyRing,
     "RH_NOT_ENOUGH_NODES": NotEnoughNodes,
+    "RH_CORRUPT": Corrupt,
+    "RH_NOT_SUPPORTED": InvalidInput,
+    "RH_CONFLICT": Conflict,
+    "RH_NOT_OWNED": NotOwned,
+    "RH_DEADLOCK": DeadlockError,
 }
 
 

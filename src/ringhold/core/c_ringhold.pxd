@@ -19,8 +19,14 @@ cdef extern from "ringhold/status.h" nogil:
         RH_UNKNOWN_NODE
         RH_EMPTY_RING
         RH_NOT_ENOUGH_NODES
+        RH_CORRUPT
+        RH_NOT_SUPPORTED
+        RH_CONFLICT
+        RH_NOT_OWNED
+        RH_DEADLOCK
 
     const char *rh_status_name(rh_status status) noexcept
+    void rh_free(void *memory) noexcept
 
 
 cdef extern from "ringhold/checksum.h" nogil:
@@ -34,6 +40,15 @@ cdef extern from "ringhold/checksum.h" nogil:
     rh_status rh_digest(const void *data, size_t size, uint8_t *out) noexcept
 
 
+cdef extern from "ringhold/node.h" nogil:
+    ctypedef struct rh_node:
+        const void *name
+        size_t name_bytes
+        const void *zone
+        size_t zone_bytes
+        double weight
+
+
 cdef extern from "ringhold/ring.h" nogil:
     enum:
         RH_RING_VNODES_DEFAULT
@@ -43,23 +58,28 @@ cdef extern from "ringhold/ring.h" nogil:
     ctypedef struct rh_ring:
         pass
 
-    ctypedef struct rh_ring_node:
-        const void *name
-        size_t name_bytes
-        const void *zone
-        size_t zone_bytes
-        double weight
+    ctypedef enum rh_ring_profile:
+        RH_RING_RINGHOLD
+        RH_RING_KETAMA
+        RH_RING_LIBMEMCACHED
+        RH_RING_LIBMEMCACHED_UNWEIGHTED
+        RH_RING_LIBMEMCACHED_SPY
+        RH_RING_TWEMPROXY
+        RH_RING_UHASHRING
+        RH_RING_UHASHRING_KETAMA
 
     ctypedef struct rh_ring_options:
         uint32_t vnodes
+        rh_ring_profile profile
 
     ctypedef enum rh_ring_change_kind:
         RH_RING_ADD
         RH_RING_REMOVE
+        RH_RING_REWEIGHT
 
     ctypedef struct rh_ring_change:
         rh_ring_change_kind kind
-        rh_ring_node node
+        rh_node node
 
     ctypedef struct rh_ring_info:
         size_t names
@@ -68,9 +88,11 @@ cdef extern from "ringhold/ring.h" nogil:
         size_t zones
         size_t points
         uint32_t vnodes
+        rh_ring_profile profile
+        unsigned hash_bits
 
     ctypedef struct rh_ring_member:
-        rh_ring_node node
+        rh_node node
         size_t points
         bint present
 
@@ -78,7 +100,7 @@ cdef extern from "ringhold/ring.h" nogil:
         const uint32_t *exclude
         size_t exclude_count
 
-    rh_status rh_ring_new(const rh_ring_node *nodes, size_t count,
+    rh_status rh_ring_new(const rh_node *nodes, size_t count,
                           const rh_ring_options *options, rh_ring **out) noexcept
     rh_status rh_ring_edit(const rh_ring *ring, const rh_ring_change *changes, size_t count,
                            rh_ring **out) noexcept
@@ -87,9 +109,39 @@ cdef extern from "ringhold/ring.h" nogil:
     rh_status rh_ring_get_member(const rh_ring *ring, size_t index, rh_ring_member *out) noexcept
     rh_status rh_ring_find(const rh_ring *ring, const void *name, size_t name_bytes,
                            uint32_t *out) noexcept
-    rh_status rh_ring_get_points(const rh_ring *ring, const uint64_t **points,
-                                 const uint32_t **owners, size_t *count) noexcept
-    rh_status rh_ring_hash(const void *key, size_t key_bytes, uint64_t *out) noexcept
+    ctypedef struct rh_ring_position:
+        uint64_t high
+        uint64_t low
+
+    ctypedef struct rh_ring_points:
+        const uint64_t *high
+        const uint64_t *low
+        const uint32_t *owners
+        size_t count
+
+    ctypedef struct rh_ring_move:
+        uint64_t start
+        uint64_t end
+        uint32_t source
+        uint32_t target
+
+    enum:
+        RH_RING_DIGEST_BYTES
+
+    rh_status rh_ring_get_points(const rh_ring *ring, rh_ring_points *out) noexcept
+    rh_status rh_ring_locate(const rh_ring *ring, const void *key, size_t key_bytes,
+                             rh_ring_position *out) noexcept
+    rh_status rh_ring_locate_hash(const rh_ring *ring, uint64_t hash,
+                                  rh_ring_position *out) noexcept
+    rh_status rh_ring_find_point(const rh_ring *ring, rh_ring_position position,
+                                 size_t *out) noexcept
+    rh_status rh_ring_lookup_bounded(const rh_ring *ring, rh_ring_position position,
+                                     const double *loads, double bound, uint32_t *out) noexcept
+    rh_status rh_ring_diff(const rh_ring *old, const rh_ring *new, rh_ring_move **moves,
+                           size_t *count) noexcept
+    rh_status rh_ring_digest(const rh_ring *ring, uint8_t *out) noexcept
+    rh_status rh_ring_dumps(const rh_ring *ring, void **data, size_t *size) noexcept
+    rh_status rh_ring_loads(const void *data, size_t size, rh_ring **out) noexcept
     rh_status rh_ring_lookup(const rh_ring *ring, const void *key, size_t key_bytes,
                              uint32_t *out) noexcept
     rh_status rh_ring_lookup_hash(const rh_ring *ring, uint64_t hash, uint32_t *out) noexcept
@@ -97,6 +149,6 @@ cdef extern from "ringhold/ring.h" nogil:
                                   const size_t *key_bytes, size_t count, uint32_t *out) noexcept
     rh_status rh_ring_lookup_hashes(const rh_ring *ring, const uint64_t *hashes, size_t count,
                                     uint32_t *out) noexcept
-    rh_status rh_ring_replicas(const rh_ring *ring, uint64_t hash, size_t count,
+    rh_status rh_ring_replicas(const rh_ring *ring, rh_ring_position position, size_t count,
                                const rh_ring_replicas_options *options, uint32_t *out,
                                size_t *zones) noexcept
