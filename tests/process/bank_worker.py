@@ -35,7 +35,9 @@ def work(directory: str, seed: int, threads: int) -> None:
             chance = random.Random(seed * 100 + number)
             while True:
                 transfer(cluster, chance)
-                print("moved", flush=True)
+                # One write: print() would make two, and lines of threads would mix.
+                sys.stdout.write("moved\n")
+                sys.stdout.flush()
 
         for number in range(threads):
             threading.Thread(target=forever, args=(number,), daemon=True).start()

@@ -32,11 +32,11 @@ def total(cluster: ringhold.Cluster) -> int:
 
 def moved(worker: subprocess.Popen[bytes], times: int) -> None:
     assert worker.stdout is not None
-    assert worker.stderr is not None
     for _ in range(times):
         line = worker.stdout.readline()
         if line != b"moved\n":
-            pytest.fail(worker.stderr.read().decode())
+            worker.kill()
+            pytest.fail(f"wrote {line!r}; {worker.communicate()[1].decode()}")
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:
