@@ -3,6 +3,7 @@
  * what it was given as it was. Method: the linker sends malloc and calloc here (--wrap), and the
  * n-th call fails, for every n until the operation gets through.
  */
+#include <ringhold/checksum.h>
 #include <ringhold/ring.h>
 
 #include "rh_test.h"
@@ -115,10 +116,25 @@ static void replicas_survive_every_failed_allocation(void)
     CHECK_EQUAL(fail_each(replicate), 5);
 }
 
+static void digest_streams_survive_every_failed_allocation(void)
+{
+    rh_digest_stream *stream = NULL, *other = NULL;
+
+    calls_until_failure = 1;
+    CHECK_STATUS(rh_digest_stream_new(&stream), RH_NO_MEMORY);
+    CHECK(stream == NULL);
+    REQUIRE_OK(rh_digest_stream_new(&stream));
+    calls_until_failure = 1;
+    CHECK_STATUS(rh_digest_stream_copy(stream, &other), RH_NO_MEMORY);
+    CHECK(other == NULL);
+    rh_digest_stream_free(stream);
+}
+
 int main(void)
 {
     RUN(a_new_ring_survives_every_failed_allocation);
     RUN(an_edit_survives_every_failed_allocation);
     RUN(replicas_survive_every_failed_allocation);
+    RUN(digest_streams_survive_every_failed_allocation);
     return rh_test_result();
 }

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ringhold.cluster import Cluster
     from ringhold.cluster import create as create
     from ringhold.cluster import open as open
-    from ringhold.core import Ring, checksum, checksum_blocks, digest
+    from ringhold.core import Digest, Ring, checksum, checksum_blocks, copy_checksum_blocks, digest
     from ringhold.locks.handles import Grant, Lock
     from ringhold.locks.records import LockParty
     from ringhold.store.kv import KeyEvent as Event
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cluster": "ringhold.cluster",
     "ClusterStatus": "ringhold.assembly.administration",
+    "Digest": "ringhold.core",
     "Event": "ringhold.store.kv:KeyEvent",
     "Grant": "ringhold.locks.handles",
     "Lock": "ringhold.locks.handles",
@@ -67,6 +68,7 @@ _HOMES = {
     "TransactionStatus": "ringhold.transactions.transaction",
     "checksum": "ringhold.core",
     "checksum_blocks": "ringhold.core",
+    "copy_checksum_blocks": "ringhold.core",
     "create": "ringhold.cluster",
     "digest": "ringhold.core",
     "open": "ringhold.cluster",
@@ -82,6 +84,7 @@ __all__ = [
     "Conflict",
     "Corrupt",
     "DeadlockError",
+    "Digest",
     "EmptyRing",
     "Entry",
     "Event",
@@ -116,6 +119,7 @@ __all__ = [
     "aio",
     "checksum",
     "checksum_blocks",
+    "copy_checksum_blocks",
     "digest",
 ]
 

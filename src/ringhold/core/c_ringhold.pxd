@@ -37,7 +37,20 @@ cdef extern from "ringhold/checksum.h" nogil:
     rh_status rh_checksum_blocks_count(size_t size, size_t block_bytes, size_t *out) noexcept
     rh_status rh_checksum_blocks(const void *data, size_t size, size_t block_bytes,
                                  uint64_t *out) noexcept
+    rh_status rh_copy_checksum_blocks(void *dst, const void *src, size_t size,
+                                      size_t block_bytes, uint64_t *out) noexcept
     rh_status rh_digest(const void *data, size_t size, uint8_t *out) noexcept
+
+    ctypedef struct rh_digest_stream:
+        pass
+
+    rh_status rh_digest_stream_new(rh_digest_stream **out) noexcept
+    rh_status rh_digest_stream_copy(const rh_digest_stream *stream,
+                                    rh_digest_stream **out) noexcept
+    void rh_digest_stream_free(rh_digest_stream *stream) noexcept
+    rh_status rh_digest_stream_update(rh_digest_stream *stream, const void *data,
+                                      size_t size) noexcept
+    rh_status rh_digest_stream_value(const rh_digest_stream *stream, uint8_t *out) noexcept
 
 
 cdef extern from "ringhold/node.h" nogil:
