@@ -3,12 +3,12 @@
     python make_corpus.py [DIRECTORY]
 
 The bytes of rings and layouts are put together here from the descriptions of their formats, not
-by the library; the other targets read any bytes, so they get seeded random ones. Files whose
-names begin with "found" are a fuzzer's and stay.
+by the library; what the other targets read as calls is put together likewise.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 import sys
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROFILES = 8
-NATIVE, LIBMEMCACHED_FIRST, LIBMEMCACHED_LAST, UHASHRING = 0, 2, 4, 6
+NATIVE, KETAMA = 0, 1
 
 
 def text(value: bytes) -> bytes:
@@ -44,26 +44,61 @@ def rings() -> Iterator[bytes]:
         yield ring(profile, 160, [(b"a\0b", b"x", 1.0), (b"b:1", b"", 3.0)])
 
 
-def seeded(seed: int, count: int, longest: int) -> Iterator[bytes]:
-    draw = random.Random(seed)
-    for _ in range(count):
-        yield draw.randbytes(draw.randint(1, longest))
+def not_quite_rings() -> Iterator[bytes]:
+    """One rule broken in each, under a seal that fits."""
+    good = ring(NATIVE, 8, [(b"a", b"x", 1.0), (b"b", None, 0.5)])
+    yield good + b"\0"
+    yield b"RHRL" + good[4:]
+    yield good[:4] + b"\2" + good[5:]
+    yield good[:5] + bytes([PROFILES]) + good[6:]
+    for place in range(0, len(good), 7):
+        yield good[:place]
+    yield ring(NATIVE, 0, [(b"a", None, 1.0)])
+    yield ring(NATIVE, 8, [(b"b", None, 1.0), (b"a", None, 1.0)])
+    yield ring(NATIVE, 8, [(b"a", None, 1.0), (b"a", None, 1.0)])
+    for weight in (-0.0, -1.0, math.nan, math.inf, 1e300, 1e6):
+        yield ring(NATIVE, 8, [(b"a", None, weight)])
+    yield ring(NATIVE, 8, [(b"a", b"x", 1.0)]).replace(b"\1\1\0\0\0x", b"\2\1\0\0\0x")
+    yield ring(KETAMA, 159, [(b"a", None, 1.0)])
+    yield ring(KETAMA, 160, [(b"a", None, 0.5)])
+
+
+WEIGHT = {1.0: 0, 2.0: 1, 3.0: 2, 0.0: 6, 1e12: 11}
+"""Places in the table of weights of fuzz_ring_profiles.c."""
+
+ADD, REMOVE, REWEIGHT = range(3)
+
+
+def node(name: bytes, zone: bytes | None, weight: float) -> bytes:
+    """A node as fuzz_ring_profiles.c reads it."""
+    in_zone = b"\0" if zone is None else b"\1" + bytes([len(zone)]) + zone
+    return bytes([len(name)]) + name + in_zone + bytes([WEIGHT[weight]])
 
 
 def profiles() -> Iterator[bytes]:
     draw = random.Random(1)
+    changes = {
+        "add": [bytes([255, ADD]) + node(b"new", b"y", 2.0)],
+        "remove": [bytes([0, REMOVE]) + node(b"", None, 1.0)],
+        "drain and add": [
+            bytes([1, REWEIGHT]) + node(b"", None, 0.0),
+            bytes([255, ADD]) + node(b"new:11211", None, 1.0),
+        ],
+        "unknown": [bytes([255, REMOVE]) + node(b"?", None, 1.0)],
+        "too heavy": [bytes([1, REWEIGHT]) + node(b"", None, 1e12)],
+    }
     for profile in range(PROFILES):
-        for count in (1, 8):
-            nodes = b""
-            for i in range(count):
-                name = b"host%d:11211" % i
-                zone = b"\1\1" + bytes([i % 3]) if i % 2 else b"\0"
-                nodes += bytes([len(name)]) + name + zone + bytes([i % 3])
+        for count, change in ((1, "add"), *((5, change) for change in changes)):
+            nodes = [
+                node(b"host%d:11211" % i, [None, b"x", b"y"][i % 3], [1.0, 2.0, 3.0][i % 3])
+                for i in range(count)
+            ]
             head = bytes([profile, count, 16 if profile == NATIVE else 0])
-            yield head + nodes + draw.randbytes(200)
+            changed = bytes([len(changes[change])]) + b"".join(changes[change])
+            yield head + b"".join(nodes) + changed + draw.randbytes(120)
 
 
-CORPORA = {"ring_loads": rings, "ring_profiles": profiles}
+CORPORA = {"ring_loads": lambda: (*rings(), *not_quite_rings()), "ring_profiles": profiles}
 
 
 def main(directory: Path) -> None:

@@ -9,7 +9,7 @@
 
 #include "fuzz.h"
 
-enum { INPUT_BYTES_MAX = 1 << 20, PATH_BYTES_MAX = 4096, FLIPS_MAX = 4 };
+enum { INPUT_BYTES_MAX = 1 << 20, PATH_BYTES_MAX = 4096, FLIPS_MAX = 4, LONGER_MAX = 16 };
 
 static size_t files_replayed;
 static unsigned long mutations;
@@ -41,7 +41,7 @@ static void run(const uint8_t *data, size_t size)
 
 static void run_mutated(const uint8_t *data, size_t size, uint64_t *random)
 {
-    uint8_t *copy = malloc(size);
+    uint8_t *copy = calloc(1, size + LONGER_MAX);
     size_t kept = size;
 
     if (copy == NULL) {
@@ -52,7 +52,7 @@ static void run_mutated(const uint8_t *data, size_t size, uint64_t *random)
         copy[next_random(random) % size] ^= (uint8_t)(1 + next_random(random) % 255);
     }
     if (next_random(random) % 4 == 0) {
-        kept = next_random(random) % size;
+        kept = next_random(random) % (size + LONGER_MAX);
     }
     run(copy, kept);
     free(copy);
