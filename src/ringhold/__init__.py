@@ -37,7 +37,15 @@ from ringhold.errors import (
     Unavailable,
     Wounded,
 )
-from ringhold.types import Entry, EventKind, Node, NodeSpec, PlacementWarning
+from ringhold.types import (
+    Entry,
+    EventKind,
+    Mode,
+    Node,
+    NodeSpec,
+    PlacementWarning,
+    TableGrant,
+)
 
 if TYPE_CHECKING:
     from ringhold import aio
@@ -45,7 +53,15 @@ if TYPE_CHECKING:
     from ringhold.cluster import Cluster
     from ringhold.cluster import create as create
     from ringhold.cluster import open as open
-    from ringhold.core import Digest, Ring, checksum, checksum_blocks, copy_checksum_blocks, digest
+    from ringhold.core import (
+        Digest,
+        LockTable,
+        Ring,
+        checksum,
+        checksum_blocks,
+        copy_checksum_blocks,
+        digest,
+    )
     from ringhold.locks.handles import Grant, Lock
     from ringhold.locks.records import LockParty
     from ringhold.store.kv import KeyEvent as Event
@@ -62,6 +78,7 @@ _HOMES = {
     "Grant": "ringhold.locks.handles",
     "Lock": "ringhold.locks.handles",
     "LockParty": "ringhold.locks.records",
+    "LockTable": "ringhold.core",
     "NodeStatus": "ringhold.assembly.administration",
     "Ring": "ringhold.core",
     "Transaction": "ringhold.transactions.blocking",
@@ -95,7 +112,9 @@ __all__ = [
     "LockError",
     "LockLost",
     "LockParty",
+    "LockTable",
     "LockTimeout",
+    "Mode",
     "NoQuorum",
     "Node",
     "NodeDown",
@@ -110,6 +129,7 @@ __all__ = [
     "SessionExpired",
     "StaleToken",
     "StoreUnavailable",
+    "TableGrant",
     "Transaction",
     "TransactionAborted",
     "TransactionStatus",
