@@ -27,6 +27,8 @@ OPERATIONS = (
     "ring_lookup_keys",
     "ring_lookup_hashes",
     "ring_replicas",
+    "lock_pair",
+    "lock_pair_of_many_names",
     "checksum",
 )
 

@@ -22,6 +22,8 @@ struct world {
     size_t key_bytes[KEYS];
     uint64_t hashes[KEYS];
     uint32_t owners[KEYS];
+    rh_lock_table *table;
+    rh_lock_grants *grants;
 };
 
 static rh_status ring_lookup(struct world *world, size_t times)
@@ -89,13 +91,48 @@ static rh_status checksum(struct world *world, size_t times)
     return status;
 }
 
+static rh_status acquire_and_release(struct world *world, const char *name)
+{
+    uint64_t token;
+    rh_status status =
+        rh_lock_try_acquire(world->table, name, KEY_BYTES, 1, RH_LOCK_EXCLUSIVE, &token);
+
+    return status == RH_OK ? rh_lock_release(world->table, name, KEY_BYTES, 1, world->grants)
+                           : status;
+}
+
+static rh_status lock_pair(struct world *world, size_t times)
+{
+    rh_status status = RH_OK;
+
+    for (size_t i = 0; status == RH_OK && i < times; i++) {
+        status = acquire_and_release(world, world->keys[0]);
+    }
+    return status;
+}
+
+static rh_status lock_pair_of_many_names(struct world *world, size_t times)
+{
+    rh_status status = RH_OK;
+
+    for (size_t i = 0; status == RH_OK && i < times; i++) {
+        status = acquire_and_release(world, world->keys[i % KEYS]);
+    }
+    return status;
+}
+
 static const struct operation {
     const char *name;
     rh_status (*run)(struct world *world, size_t times);
 } operations[] = {
-    {"ring_lookup", ring_lookup},           {"ring_lookup_hash", ring_lookup_hash},
-    {"ring_lookup_keys", ring_lookup_keys}, {"ring_lookup_hashes", ring_lookup_hashes},
-    {"ring_replicas", ring_replicas},       {"checksum", checksum},
+    {"ring_lookup", ring_lookup},
+    {"ring_lookup_hash", ring_lookup_hash},
+    {"ring_lookup_keys", ring_lookup_keys},
+    {"ring_lookup_hashes", ring_lookup_hashes},
+    {"ring_replicas", ring_replicas},
+    {"lock_pair", lock_pair},
+    {"lock_pair_of_many_names", lock_pair_of_many_names},
+    {"checksum", checksum},
 };
 
 static rh_status make_keys(struct world *world)
@@ -138,7 +175,8 @@ int main(int argc, char **argv)
     struct world *world = calloc(1, sizeof *world);
     int code = 2;
 
-    if (world == NULL || argc != 3 || make_keys(world) != RH_OK || make_ring(world) != RH_OK) {
+    if (world == NULL || argc != 3 || make_keys(world) != RH_OK || make_ring(world) != RH_OK ||
+        rh_lock_table_new(&world->table) != RH_OK || rh_lock_grants_new(&world->grants) != RH_OK) {
         goto out;
     }
     for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {
@@ -148,6 +186,8 @@ int main(int argc, char **argv)
     }
 out:
     if (world) {
+        rh_lock_grants_free(world->grants);
+        rh_lock_table_free(world->table);
         rh_ring_free(world->ring);
     }
     free(world);

@@ -98,7 +98,24 @@ def profiles() -> Iterator[bytes]:
             yield head + b"".join(nodes) + changed + draw.randbytes(120)
 
 
-CORPORA = {"ring_loads": lambda: (*rings(), *not_quite_rings()), "ring_profiles": profiles}
+def lock_calls() -> Iterator[bytes]:
+    """Kind of call, name, owner and mode, four bytes each, as fuzz_lock_table.c reads them."""
+    draw = random.Random(2)
+    kinds = [0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 7, 8, 9]
+    for owners in (2, 3, 6):
+        for calls in (20, 200):
+            yield b"".join(
+                bytes([draw.choice(kinds), draw.randrange(4), draw.randrange(owners)])
+                + draw.randbytes(1)
+                for _ in range(calls)
+            )
+
+
+CORPORA = {
+    "ring_loads": lambda: (*rings(), *not_quite_rings()),
+    "ring_profiles": profiles,
+    "lock_table": lock_calls,
+}
 
 
 def main(directory: Path) -> None:
