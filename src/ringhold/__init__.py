@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ringhold.cluster import create as create
     from ringhold.cluster import open as open
     from ringhold.core import Ring, checksum, checksum_blocks, digest
+    from ringhold.core.ring_results import Move, Placement, RingDiff
     from ringhold.locks.handles import Grant, Lock
     from ringhold.locks.records import LockParty
     from ringhold.store.kv import KeyEvent as Event
@@ -61,8 +62,11 @@ _HOMES = {
     "Grant": "ringhold.locks.handles",
     "Lock": "ringhold.locks.handles",
     "LockParty": "ringhold.locks.records",
+    "Move": "ringhold.core.ring_results",
     "NodeStatus": "ringhold.assembly.administration",
+    "Placement": "ringhold.core.ring_results",
     "Ring": "ringhold.core",
+    "RingDiff": "ringhold.core.ring_results",
     "Transaction": "ringhold.transactions.blocking",
     "TransactionStatus": "ringhold.transactions.transaction",
     "checksum": "ringhold.core",
@@ -93,6 +97,7 @@ __all__ = [
     "LockLost",
     "LockParty",
     "LockTimeout",
+    "Move",
     "NoQuorum",
     "Node",
     "NodeDown",
@@ -101,8 +106,10 @@ __all__ = [
     "NotEnoughNodes",
     "NotOwned",
     "OutcomeUnknown",
+    "Placement",
     "PlacementWarning",
     "Ring",
+    "RingDiff",
     "RingholdError",
     "SessionExpired",
     "StaleToken",
