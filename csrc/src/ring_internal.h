@@ -87,6 +87,13 @@ struct ring_point {
     uint32_t made; /* where its lower half is, in order of making */
 };
 
+/*
+ * Sorts by position; points that are equal keep the order they came in, which is that of ties.
+ * `low` is NULL unless they have 128 bits. Returns which of the two arrays ended up sorted.
+ */
+struct ring_point *ring_sort_points(struct ring_point *points, struct ring_point *scratch,
+                                    size_t count, const uint64_t *low);
+
 /* What ring_form_points() needs of `text` besides the name: '/', ':', a port, '-', an index. */
 #define RING_TEXT_EXTRA 32
 

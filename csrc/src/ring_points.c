@@ -58,6 +58,17 @@ static void sort_by_low(struct ring_point *points, size_t count, const uint64_t 
     }
 }
 
+struct ring_point *ring_sort_points(struct ring_point *points, struct ring_point *scratch,
+                                    size_t count, const uint64_t *low)
+{
+    struct ring_point *sorted = radix_sort(points, scratch, count);
+
+    if (low) {
+        sort_by_low(sorted, count, low);
+    }
+    return sorted;
+}
+
 /* Points to be merged into a ring: sorted, in `memory` with the scratch of the sort. */
 struct fresh {
     struct ring_point *memory;
@@ -116,11 +127,8 @@ static rh_status make_points(const rh_ring *ring, const rh_ring *old, struct fre
             fresh->memory[made].made = (uint32_t)made;
         }
     }
-    fresh->points = radix_sort(fresh->memory, fresh->memory + total, total);
+    fresh->points = ring_sort_points(fresh->memory, fresh->memory + total, total, fresh->low);
     fresh->count = total;
-    if (has_low) {
-        sort_by_low(fresh->points, total, fresh->low);
-    }
     status = RH_OK;
 out:
     free(text);

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         copy_checksum_blocks,
         digest,
     )
+    from ringhold.core.ring_results import Move, Placement, RingDiff
     from ringhold.locks.handles import Grant, Lock
     from ringhold.locks.records import LockParty
     from ringhold.store.kv import KeyEvent as Event
@@ -79,8 +80,11 @@ _HOMES = {
     "Lock": "ringhold.locks.handles",
     "LockParty": "ringhold.locks.records",
     "LockTable": "ringhold.core",
+    "Move": "ringhold.core.ring_results",
     "NodeStatus": "ringhold.assembly.administration",
+    "Placement": "ringhold.core.ring_results",
     "Ring": "ringhold.core",
+    "RingDiff": "ringhold.core.ring_results",
     "Transaction": "ringhold.transactions.blocking",
     "TransactionStatus": "ringhold.transactions.transaction",
     "checksum": "ringhold.core",
@@ -115,6 +119,7 @@ __all__ = [
     "LockTable",
     "LockTimeout",
     "Mode",
+    "Move",
     "NoQuorum",
     "Node",
     "NodeDown",
@@ -123,8 +128,10 @@ __all__ = [
     "NotEnoughNodes",
     "NotOwned",
     "OutcomeUnknown",
+    "Placement",
     "PlacementWarning",
     "Ring",
+    "RingDiff",
     "RingholdError",
     "SessionExpired",
     "StaleToken",

@@ -44,11 +44,19 @@ def decode_name(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
+def check_number(value: float, what: str) -> float:
+    """`value` as a float; TypeError for what is no int or float, InvalidInput for an int too big."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InvalidInput(f"{what} is beyond the largest float") from error
+
+
 def check_weight(weight: float, what: str) -> float:
     """`weight` as a float; InvalidInput when negative, NaN or infinite."""
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise TypeError(f"weight of {what} must be a number, not {type(weight).__name__}")
-    value = float(weight)
+    value = check_number(weight, f"weight of {what}")
     if not math.isfinite(value) or value < 0:
         raise InvalidInput(f"weight of {what} must be finite and not negative, not {weight!r}")
     return value
