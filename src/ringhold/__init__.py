@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ringhold.cluster import Cluster
     from ringhold.cluster import create as create
     from ringhold.cluster import open as open
-    from ringhold.core import Ring, checksum, checksum_blocks, digest
+    from ringhold.core import Layout, LayoutPlan, Ring, checksum, checksum_blocks, digest
     from ringhold.locks.handles import Grant, Lock
     from ringhold.locks.records import LockParty
     from ringhold.store.kv import KeyEvent as Event
@@ -59,6 +59,8 @@ _HOMES = {
     "ClusterStatus": "ringhold.assembly.administration",
     "Event": "ringhold.store.kv:KeyEvent",
     "Grant": "ringhold.locks.handles",
+    "Layout": "ringhold.core",
+    "LayoutPlan": "ringhold.core",
     "Lock": "ringhold.locks.handles",
     "LockParty": "ringhold.locks.records",
     "NodeStatus": "ringhold.assembly.administration",
@@ -88,6 +90,8 @@ __all__ = [
     "EventKind",
     "Grant",
     "InvalidInput",
+    "Layout",
+    "LayoutPlan",
     "Lock",
     "LockError",
     "LockLost",

@@ -16,6 +16,7 @@
 
 #include <ringhold/checksum.h>
 #include <ringhold/export.h>
+#include <ringhold/layout.h>
 #include <ringhold/node.h>
 #include <ringhold/ring.h>
 #include <ringhold/status.h>
