@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from ringhold.cluster import open as open
     from ringhold.core import (
         Digest,
+        Layout,
+        LayoutPlan,
         LockTable,
         Ring,
         checksum,
@@ -77,6 +79,8 @@ _HOMES = {
     "Digest": "ringhold.core",
     "Event": "ringhold.store.kv:KeyEvent",
     "Grant": "ringhold.locks.handles",
+    "Layout": "ringhold.core",
+    "LayoutPlan": "ringhold.core",
     "Lock": "ringhold.locks.handles",
     "LockParty": "ringhold.locks.records",
     "LockTable": "ringhold.core",
@@ -112,6 +116,8 @@ __all__ = [
     "EventKind",
     "Grant",
     "InvalidInput",
+    "Layout",
+    "LayoutPlan",
     "Lock",
     "LockError",
     "LockLost",

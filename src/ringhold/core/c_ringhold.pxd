@@ -231,3 +231,63 @@ cdef extern from "ringhold/lock_table.h" nogil:
     rh_status rh_lock_renew(rh_lock_table *table, uint64_t owner, int64_t deadline_ns) noexcept
     rh_status rh_lock_expire(rh_lock_table *table, int64_t now_ns,
                              rh_lock_grants *grants) noexcept
+
+
+cdef extern from "ringhold/layout.h" nogil:
+    const uint32_t RH_LAYOUT_PARTITIONS_MIN
+    const uint32_t RH_LAYOUT_PARTITIONS_MAX
+    const size_t RH_LAYOUT_NODES_MAX
+    const size_t RH_LAYOUT_COPIES_MAX
+
+    enum:
+        RH_LAYOUT_DIGEST_BYTES
+
+    ctypedef struct rh_layout:
+        pass
+
+    ctypedef struct rh_layout_options:
+        uint32_t replicas
+        uint32_t partitions
+
+    ctypedef struct rh_layout_info:
+        uint64_t epoch
+        uint32_t partitions
+        uint32_t replicas
+        size_t nodes
+        size_t usable
+        size_t zones
+        bint zoned
+
+    ctypedef struct rh_layout_member:
+        rh_node node
+        uint32_t copies
+
+    ctypedef struct rh_layout_move:
+        uint32_t partition
+        uint32_t source
+        uint32_t target
+
+    ctypedef struct rh_layout_plan:
+        rh_layout *layout
+        rh_layout_move *moves
+        size_t moved
+        size_t lower_bound
+
+    rh_status rh_layout_new(const rh_node *nodes, size_t count, const rh_layout_options *options,
+                            rh_layout **out) noexcept
+    void rh_layout_free(rh_layout *layout) noexcept
+    rh_status rh_layout_rebalance(const rh_layout *layout, const rh_node *nodes, size_t count,
+                                  rh_layout_plan *out) noexcept
+    rh_status rh_layout_get_info(const rh_layout *layout, rh_layout_info *out) noexcept
+    rh_status rh_layout_get_member(const rh_layout *layout, size_t index,
+                                   rh_layout_member *out) noexcept
+    rh_status rh_layout_find(const rh_layout *layout, const void *name, size_t name_bytes,
+                             uint32_t *out) noexcept
+    rh_status rh_layout_partition(const rh_layout *layout, const void *key, size_t key_bytes,
+                                  uint32_t *out) noexcept
+    rh_status rh_layout_nodes(const rh_layout *layout, uint32_t partition, uint32_t *out) noexcept
+    rh_status rh_layout_lookup(const rh_layout *layout, const void *key, size_t key_bytes,
+                               uint32_t *out) noexcept
+    rh_status rh_layout_digest(const rh_layout *layout, uint8_t *out) noexcept
+    rh_status rh_layout_dumps(const rh_layout *layout, void **data, size_t *size) noexcept
+    rh_status rh_layout_loads(const void *data, size_t size, rh_layout **out) noexcept
