@@ -191,15 +191,15 @@ static void replicas_survive_every_failed_allocation(void)
 
 static void digest_streams_survive_every_failed_allocation(void)
 {
-    rh_digest_stream *stream = NULL, *other = NULL;
+    rh_digest_stream *stream = NULL, *copy = NULL;
 
     calls_until_failure = 1;
     CHECK_STATUS(rh_digest_stream_new(&stream), RH_NO_MEMORY);
     CHECK(stream == NULL);
     REQUIRE_OK(rh_digest_stream_new(&stream));
     calls_until_failure = 1;
-    CHECK_STATUS(rh_digest_stream_copy(stream, &other), RH_NO_MEMORY);
-    CHECK(other == NULL);
+    CHECK_STATUS(rh_digest_stream_copy(stream, &copy), RH_NO_MEMORY);
+    CHECK(copy == NULL);
     rh_digest_stream_free(stream);
 }
 

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+Nodes = list[tuple[bytes, bytes | None, float]]
+
 PROFILES = 8
 NATIVE, KETAMA = 0, 1
 
@@ -23,7 +25,7 @@ def text(value: bytes) -> bytes:
     return struct.pack("<I", len(value)) + value
 
 
-def ring(profile: int, vnodes: int, nodes: list[tuple[bytes, bytes | None, float]]) -> bytes:
+def ring(profile: int, vnodes: int, nodes: Nodes) -> bytes:
     """A ring as rh_ring_dumps writes it, without the seal, which the target adds."""
     body = b"RHRG" + struct.pack("<BBII", 1, profile, vnodes, len(nodes))
     for name, zone, weight in nodes:
@@ -98,6 +100,56 @@ def profiles() -> Iterator[bytes]:
             yield head + b"".join(nodes) + changed + draw.randbytes(120)
 
 
+def layout(
+    nodes: Nodes, table: list[int], *, replicas: int, partitions: int = 16, epoch: int = 1
+) -> bytes:
+    """A layout as rh_layout_dumps writes it, without the seal."""
+    body = b"RHLY" + struct.pack("<BQIII", 1, epoch, partitions, replicas, len(nodes))
+    for name, zone, weight in nodes:
+        body += text(name) + struct.pack("<d", weight)
+        body += b"\0" if zone is None else b"\1" + text(zone)
+    return body + struct.pack(f"<{len(table)}H", *table)
+
+
+FOUR: Nodes = [(b"a", b"x", 1.0), (b"b", b"y", 1.0), (b"c", b"x", 1.0), (b"d", b"y", 1.0)]
+PAIRS = [number % 4 for i in range(16) for number in (i, i + 1)]
+
+
+def layouts() -> Iterator[bytes]:
+    one = (b"only", None, 1.0)
+    yield layout([one], [0] * 16, replicas=1)
+    yield layout(FOUR, PAIRS, replicas=2)
+    yield layout(FOUR, PAIRS, replicas=2, epoch=2**40)
+    yield layout([(name, None, 3.5) for name, _, _ in FOUR], PAIRS, replicas=2)
+    yield layout([(b"", None, 0.0), one], [1] * 16, replicas=1)
+    yield layout(FOUR[:3], [0, 1, 2] * 16, replicas=3)
+    halves = [(b"a", None, 1.0), (b"b", None, 1.0), (b"c", None, 2.0)]
+    yield layout(halves, [i % 4 if i % 4 < 3 else 2 for i in range(16)], replicas=1)
+    yield layout(FOUR, [i % 4 for i in range(32)], replicas=1, partitions=32)
+
+
+def not_quite_layouts() -> Iterator[bytes]:
+    """One rule broken in each, under a seal that fits."""
+    good = layout(FOUR, PAIRS, replicas=2)
+    yield good + b"\0"
+    yield b"RHRG" + good[4:]
+    yield good[:4] + b"\2" + good[5:]
+    for place in range(0, len(good), 11):
+        yield good[:place]
+    yield layout(FOUR, PAIRS, replicas=2, epoch=0)
+    yield layout(FOUR, [0, 0, *PAIRS[2:]], replicas=2)
+    yield layout(FOUR, [0, 4, *PAIRS[2:]], replicas=2)
+    yield layout(FOUR, [0, 2, *PAIRS[2:]], replicas=2)
+    yield layout(FOUR, [0, 1] * 16, replicas=2)
+    yield layout(FOUR, PAIRS[:-4], replicas=2, partitions=14)
+    yield layout(FOUR, PAIRS[:16], replicas=2, partitions=8)
+    yield layout(FOUR, [], replicas=0)
+    yield layout(FOUR[::-1], PAIRS, replicas=2)
+    yield layout([FOUR[0], FOUR[0], *FOUR[2:]], PAIRS, replicas=2)
+    for weight in (-0.0, -1.0, math.nan, math.inf, 0.0):
+        yield layout([(b"a", b"x", weight), *FOUR[1:]], PAIRS, replicas=2)
+
+
 def lock_calls() -> Iterator[bytes]:
     """Kind of call, name, owner and mode, four bytes each, as fuzz_lock_table.c reads them."""
     draw = random.Random(2)
@@ -114,6 +166,7 @@ def lock_calls() -> Iterator[bytes]:
 CORPORA = {
     "ring_loads": lambda: (*rings(), *not_quite_rings()),
     "ring_profiles": profiles,
+    "layout_loads": lambda: (*layouts(), *not_quite_layouts()),
     "lock_table": lock_calls,
 }
 
