@@ -28,7 +28,7 @@ static void edited_rings_equal_rings_made_afresh(void)
             is_present[i] = true;
         }
         ring = ring_made_of(nodes, NAMES, profile);
-        for (uint64_t step = 0; step < 60; step++) {
+        for (uint64_t step = 0; step < 200; step++) {
             size_t i = hash_of(step) % NAMES, count = 0;
             bool reweight = hash_of(step + 1000) % 3 == 0;
             rh_ring_change change = {.kind = !is_present[i] ? RH_RING_ADD
