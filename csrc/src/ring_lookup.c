@@ -131,20 +131,22 @@ rh_status rh_ring_find_point(const rh_ring *ring, rh_ring_position position, siz
 
 rh_status rh_ring_lookup_hash(const rh_ring *ring, uint64_t hash, uint32_t *out)
 {
-    rh_ring_position position;
-    rh_status status;
+    rh_ring_position position = {.high = hash};
 
-    if (out == NULL) {
+    if (ring == NULL || out == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    status = rh_ring_locate_hash(ring, hash, &position);
-    if (status != RH_OK) {
-        return status;
+    if (ring->profile != RH_RING_RINGHOLD) {
+        rh_status status = rh_ring_locate_hash(ring, hash, &position);
+
+        if (status != RH_OK) {
+            return status;
+        }
     }
     if (ring->point_count == 0) {
         return RH_EMPTY_RING;
     }
-    *out = ring->owners[ring_search_position(ring, position)];
+    *out = ring->owners[search(ring, position.high + ring->after)];
     return RH_OK;
 }
 
@@ -244,12 +246,12 @@ rh_status rh_ring_lookup_hashes(const rh_ring *ring, const uint64_t *hashes, siz
 /* Whether each key has memory; all are looked at first, so that a refused call writes nothing. */
 static bool keys_are_there(const void *const *keys, const size_t *key_bytes, size_t count)
 {
-    bool missing = false;
-
     for (size_t i = 0; i < count; i++) {
-        missing |= keys[i] == NULL && key_bytes[i] > 0;
+        if (keys[i] == NULL && key_bytes[i] > 0) {
+            return false;
+        }
     }
-    return !missing;
+    return true;
 }
 
 /* Keys of the other profiles, whose hashes cost so much that searches need not overlap. */

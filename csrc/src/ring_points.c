@@ -92,18 +92,19 @@ static uint32_t tie_order(const rh_ring *ring, size_t i)
 static rh_status make_points(const rh_ring *ring, const rh_ring *old, struct fresh *fresh)
 {
     bool has_low = ring_profile(ring->profile)->hash_bits > 64;
-    size_t total = 0, longest = 0, made = 0;
+    size_t all = 0, total = 0, longest = 0, made = 0;
     rh_status status = RH_NO_MEMORY;
     char *text;
 
     for (size_t i = 0; i < ring->slot_count; i++) {
         const struct ring_slot *slot = &ring->slots[i];
 
+        all += slot->points;
         if (!is_kept(ring, old, i)) {
             total += slot->points;
             longest = slot->name_bytes > longest ? slot->name_bytes : longest;
         }
-        if (total > RH_RING_POINTS_MAX || longest > SIZE_MAX - RING_TEXT_EXTRA) {
+        if (all > RH_RING_POINTS_MAX || longest > SIZE_MAX - RING_TEXT_EXTRA) {
             return RH_TOO_LARGE;
         }
     }
@@ -279,9 +280,6 @@ static rh_status merge_points(rh_ring *ring, const rh_ring *old, const struct fr
         append_kept(ring, old, kept, from, old_count);
     }
     free(kept);
-    if (ring->point_count > RH_RING_POINTS_MAX) {
-        return RH_TOO_LARGE;
-    }
     for (size_t i = 0; i < RING_LANES; i++) {
         ring->points[ring->point_count + i] = UINT64_MAX;
         ring->owners[ring->point_count + i] = ring->point_count > 0 ? ring->owners[0] : 0;

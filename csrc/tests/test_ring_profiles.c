@@ -28,7 +28,7 @@ static void edited_rings_equal_rings_made_afresh(void)
             is_present[i] = true;
         }
         ring = ring_made_of(nodes, NAMES, profile);
-        for (uint64_t step = 0; step < 60; step++) {
+        for (uint64_t step = 0; step < 200; step++) {
             size_t i = hash_of(step) % NAMES, count = 0;
             bool reweight = hash_of(step + 1000) % 3 == 0;
             rh_ring_change change = {.kind = !is_present[i] ? RH_RING_ADD
@@ -180,6 +180,9 @@ static void drained_nodes_own_nothing(void)
         rh_node nodes[] = {a_node("a", NULL, 0), a_node("b", NULL, 0)};
         rh_ring *ring = ring_made_of(nodes, 2, profile);
         rh_ring_info info = {0};
+        const void *keys[] = {"k"};
+        size_t sizes[] = {1}, point = 9;
+        uint64_t hash = 1;
         uint32_t owner = 9;
 
         CHECK_STATUS(rh_ring_get_info(ring, &info), RH_OK);
@@ -189,6 +192,12 @@ static void drained_nodes_own_nothing(void)
         CHECK_EQUAL(info.profile, profile);
         CHECK_STATUS(rh_ring_lookup(ring, "k", 1, &owner), RH_EMPTY_RING);
         CHECK_EQUAL(owner, 9);
+        CHECK_STATUS(rh_ring_find_point(ring, (rh_ring_position){0}, &point), RH_EMPTY_RING);
+        CHECK_STATUS(rh_ring_lookup_keys(ring, keys, sizes, 1, &owner), RH_EMPTY_RING);
+        if (profile != RH_RING_UHASHRING) {
+            CHECK_STATUS(rh_ring_lookup_hash(ring, 1, &owner), RH_EMPTY_RING);
+            CHECK_STATUS(rh_ring_lookup_hashes(ring, &hash, 1, &owner), RH_EMPTY_RING);
+        }
         rh_ring_free(ring);
     }
 }
@@ -280,6 +289,44 @@ static void lower_halves_decide_between_equal_upper_ones(void)
     rh_ring_free(ring);
 }
 
+/* All points in one directory entry, as somebody's own hashes might lie. */
+static void crowded_points_are_found(void)
+{
+    rh_node node = a_node("a", NULL, 1);
+    rh_ring *ring = ring_made_of(&node, 1, RH_RING_RINGHOLD);
+    size_t entries = (size_t)1 << (64 - ring->shift), count = ring->point_count;
+
+    for (size_t i = 0; i < count; i++) {
+        ring->points[i] = 2 * i + 1;
+    }
+    for (size_t i = 1; i <= entries; i++) {
+        ring->directory[i] = (uint32_t)count;
+    }
+    for (uint64_t hash = 0; hash < 2 * count + 9; hash++) {
+        CHECK_EQUAL(ring_search(ring, hash), hash / 2 < count ? hash / 2 : count);
+    }
+    rh_ring_free(ring);
+}
+
+static void what_cannot_be_counted_is_refused(void)
+{
+    rh_node nodes[] = {a_node("a", NULL, 1), a_node("b", NULL, 1)};
+    rh_node endless[] = {{"a", SIZE_MAX, NULL, 0, 1}, {"b", 1, NULL, 0, 1}};
+    rh_ring_options many = {.vnodes = (uint32_t)RH_RING_POINTS_MAX};
+    rh_ring_change changes[] = {{RH_RING_ADD, {NULL, 1, NULL, 0, 1}},
+                                {RH_RING_ADD, a_node("big", NULL, (double)(1 << 28) / 160 - 1)}};
+    rh_ring *ring = ring_made_of(nodes, 2, RH_RING_RINGHOLD), *out = NULL;
+
+    CHECK_STATUS(rh_ring_new(nodes, UINT32_MAX, NULL, &out), RH_TOO_LARGE);
+    CHECK_STATUS(rh_ring_new(endless, 2, NULL, &out), RH_TOO_LARGE);
+    CHECK_STATUS(rh_ring_new(nodes, 2, &many, &out), RH_TOO_LARGE);
+    CHECK_STATUS(rh_ring_edit(ring, changes, UINT32_MAX, &out), RH_TOO_LARGE);
+    CHECK_STATUS(rh_ring_edit(ring, changes, 1, &out), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_ring_edit(ring, changes + 1, 1, &out), RH_TOO_LARGE);
+    CHECK(out == NULL);
+    rh_ring_free(ring);
+}
+
 static void merging_and_sorting_look_at_lower_halves(void)
 {
     uint64_t low[] = {5, 3, 4, 3};
@@ -321,6 +368,8 @@ int main(void)
     RUN(hashes_have_the_bits_of_the_profile);
     RUN(batches_equal_single_lookups);
     RUN(lower_halves_decide_between_equal_upper_ones);
+    RUN(crowded_points_are_found);
+    RUN(what_cannot_be_counted_is_refused);
     RUN(merging_and_sorting_look_at_lower_halves);
     return rh_test_result();
 }

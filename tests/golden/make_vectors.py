@@ -285,8 +285,8 @@ def describe(pool: Pool) -> dict[str, Any]:
 
 
 def equal_weights() -> list[tuple[str, int, int]]:
-    """Where floats make a difference: libketama's 61 and 122, the others' 25, 50, 61, 100, 122."""
-    sizes = (24, 25, 26, 50, 61, 100, 122)
+    """Where floats give 39 of 40 digests, and where wider arithmetic would (29, 49)."""
+    sizes = (24, 25, 26, 29, 49, 50, 61, 100, 122)
     shared = ("ketama", "libmemcached", "libmemcached-spy", "twemproxy", "uhashring-ketama")
     return [(profile, n, 4 * digests(profile, 1, [1] * n)) for profile in shared for n in sizes]
 

@@ -14,7 +14,7 @@ import warnings
 import pytest
 import xxhash
 
-from ringhold.core import Ring, _ring
+from ringhold.core import Ring, _ring, ring_results
 from ringhold.errors import EmptyRing, InvalidInput, NotEnoughNodes
 from ringhold.types import Node, PlacementWarning
 
@@ -156,6 +156,39 @@ def test_text_and_bytes_are_one_name():
 def test_membership_of_what_is_no_name_is_false():
     assert 5 not in Ring(["a"])
     assert None not in Ring(["a"])
+    assert "\ud800" not in Ring(["a"])
+
+
+def test_a_new_weight_moves_keys_only_to_or_from_the_node():
+    ring = Ring([Node("a", 1, "z"), Node("b"), Node("c")])
+    before = {key: ring[key] for key in KEYS}
+    ring.reweight("a", 3)
+    assert ring.weights == {"a": 3.0, "b": 1.0, "c": 1.0}
+    assert ring.zones["a"] == "z"
+    assert {ring[key] for key in KEYS if ring[key] != before[key]} == {"a"}
+    ring.reweight(b"a", 0)
+    assert "a" in ring
+    assert "a" not in {ring[key] for key in KEYS}
+    ring.reweight("a", 1.0)
+    assert ring.names == ("a", "b", "c")
+    assert {key: ring[key] for key in KEYS} == before
+
+
+def test_wrong_reweighting_changes_nothing():
+    ring = Ring(["a", "b"])
+    ring.remove("b")
+    same = ring.copy()
+    for name in ("nobody", "b"):
+        with pytest.raises(KeyError, match=name):
+            ring.reweight(name, 1)
+    for name, weight in ((5, 1.0), ("a", "1"), ("a", None)):
+        with pytest.raises(TypeError):
+            ring.reweight(name, weight)
+    for weight in (-1, float("nan"), float("inf"), 1e300, 10**400):
+        with pytest.raises(InvalidInput):
+            ring.reweight("a", weight)
+    assert ring == same
+    assert ring.names == same.names
 
 
 # Replicas
@@ -290,9 +323,10 @@ def test_repr_tells_the_size():
 
 
 def test_the_examples_of_the_docstrings():
-    failed, attempted = doctest.testmod(_ring)
-    assert failed == 0
-    assert attempted >= 2
+    for module, examples in ((_ring, 15), (ring_results, 3)):
+        failed, attempted = doctest.testmod(module)
+        assert failed == 0
+        assert attempted >= examples
 
 
 # Wrong arguments
@@ -310,7 +344,7 @@ def test_an_empty_ring_has_no_owner():
     assert issubclass(EmptyRing, LookupError)
 
 
-@pytest.mark.parametrize("weight", [-1, -0.5, float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("weight", [-1, -0.5, float("nan"), float("inf"), float("-inf"), 10**400])
 def test_impossible_weights_are_value_errors(weight):
     with pytest.raises(ValueError, match="weight of node 'a'"):
         Ring({"a": weight})
