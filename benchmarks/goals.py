@@ -7,6 +7,7 @@ seconds per operation, or whatever `pairs.figure` noted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,6 +31,8 @@ class Goal:
     label: str
     kind: Kind
     bound: float
+    tiny: str = ""
+    """The label at tiny sizes, where it tells a size."""
 
     def value(self, noted: Spread) -> Spread:
         """The figure in the goal's own terms."""
@@ -63,10 +66,100 @@ class Goal:
         return f"{sign} {self.bound:g} {self.kind.value}".rstrip()
 
 
-PLACEMENT = "Placement"
-LOCKS = "Lock table"
-CHECKSUMS = "Checksums"
+def _placement() -> Iterator[Goal]:
+    section = "Placement"
+    for label, key in (("ring[key]", "bytes"), ("ring[str]", "str")):
+        measure = f"`ring[key]`, 100 × 160 points, {key}"
+        yield Goal(
+            section, f"{measure}, beside a bare xxhash call", f"{label} / xxhash", Kind.TIME, 3
+        )
+        yield Goal(section, f"{measure}, beside uhashring", f"{label} / uhashring", Kind.SPEED, 20)
+    for what, bound in (("bytes", 0.7), ("hashes", 0.3)):
+        yield Goal(
+            section,
+            f"`lookup_many` of {what}, per key, beside a bare xxhash call",
+            f"lookup_many of {what} / xxhash",
+            Kind.TIME,
+            bound,
+        )
+    yield Goal(
+        section,
+        "`lookup_many` of hashes, 2²⁰ points beside 2¹⁰",
+        "hashes among 1048576 points / hashes among 1024 points",
+        Kind.TIME,
+        3,
+        tiny="hashes among 1024 points / hashes among 128 points",
+    )
+    yield Goal(section, "build 1000 × 160 points", "build / uhashring build", Kind.SPEED, 15)
+    for change in ("add a node", "remove a node"):
+        yield Goal(section, f"{change} beside the build", f"{change} / build", Kind.TIME, 0.1)
+    for what in ("owners", "replica sets"):
+        yield Goal(
+            section, f"moved / necessary, {what}", f"moved / necessary of {what}", Kind.COUNT, 1
+        )
 
-GOALS = (
-    Goal(PLACEMENT, "`ring[key]` beside the bare xxhash call", "ring[key] / xxhash", Kind.TIME, 3),
-)
+
+def _layout() -> Iterator[Goal]:
+    section = "Layout"
+    for change in ("one added", "one removed", "ten reweighted"):
+        yield Goal(
+            section,
+            f"rebalance 4096 × 100, 3 zones, {change}",
+            f"rebalance 4096 x 100, {change}, 3 zones",
+            Kind.SECONDS,
+            1,
+            tiny=f"rebalance 256 x 12, {change}, 3 zones",
+        )
+    yield Goal(section, "moved / necessary", "layout moved / necessary", Kind.COUNT, 1)
+    yield Goal(
+        section, "furthest node from its share, copies", "copies beyond the share", Kind.COUNT, 1
+    )
+
+
+def _lock_table() -> Iterator[Goal]:
+    section = "Lock table"
+    for names, bound in (("one name", 60), ("1 M names", 400)):
+        yield Goal(
+            section,
+            f"acquire and release in C, {names}",
+            f"C pair, {names}",
+            Kind.NANOSECONDS,
+            bound,
+        )
+    yield Goal(
+        section,
+        "acquire and release from Python, beside `with threading.Lock()`",
+        "pair / threading.Lock",
+        Kind.TIME,
+        2,
+    )
+
+
+def _checksums() -> Iterator[Goal]:
+    section = "Checksums"
+    yield Goal(
+        section,
+        "`checksum` of 64 MiB beside the xxhash package",
+        "checksum of 67108864 B / xxhash",
+        Kind.SPEED,
+        0.95,
+        tiny="checksum of 65537 B / xxhash",
+    )
+    yield Goal(
+        section,
+        "`checksum_blocks` of 64 MiB beside `checksum`",
+        "checksum_blocks / checksum",
+        Kind.SPEED,
+        0.9,
+    )
+    yield Goal(
+        section,
+        "`copy_checksum_blocks` of 64 MiB beside memcpy",
+        "copy_checksum_blocks of 67108864 B / memcpy",
+        Kind.TIME,
+        1.15,
+        tiny="copy_checksum_blocks of 65537 B / memcpy",
+    )
+
+
+GOALS = (*_placement(), *_layout(), *_lock_table(), *_checksums())
