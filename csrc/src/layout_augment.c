@@ -219,20 +219,18 @@ void flow_augment(struct flow *flow)
         bool last = flow->level[node] == flow->found;
 
         if (flow->level[node] == 0 || flow->level[node] > flow->found ||
-            (last && (flow->load[node] == flow->limit[node] ||
-                      flow->price[node] != flow->sink_price))) {
+            (last &&
+             (flow->load[node] == flow->limit[node] || flow->price[node] != flow->sink_price))) {
             continue;
         }
-        flow->pool.entries[entries++] =
-            (struct pool_entry){pool_key(flow->level[node], flow->price[node]),
-                                flow_zone_of(flow, node), node};
+        flow->pool.entries[entries++] = (struct pool_entry){
+            pool_key(flow->level[node], flow->price[node]), flow_zone_of(flow, node), node};
     }
     pool_fill(&flow->pool, entries, flow->layout->node_count);
     for (size_t i = 0; i < flow->open_count; i++) {
         uint32_t partition = flow->open[i];
 
-        while (flow->filled[partition] < flow->layout->replicas &&
-               augment_one(flow, partition)) {
+        while (flow->filled[partition] < flow->layout->replicas && augment_one(flow, partition)) {
         }
         if (flow->filled[partition] < flow->layout->replicas) {
             flow->open[open++] = partition;

@@ -236,8 +236,8 @@ rh_status layout_deal(rh_layout *layout, const struct layout_limits *limits)
     row.order = malloc(nodes * sizeof *row.order);
     row.tree = malloc((nodes + 1) * sizeof *row.tree);
     row.rest = malloc(nodes * sizeof *row.rest);
-    if (positions && primaries && row.zones && row.starts && row.counts && row.nodes &&
-        row.order && row.tree && row.rest) {
+    if (positions && primaries && row.zones && row.starts && row.counts && row.nodes && row.order &&
+        row.tree && row.rest) {
         line_up(&row, limits);
         deal_all(&row, positions, primaries, limits->floor);
         status = RH_OK;

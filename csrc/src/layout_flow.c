@@ -52,8 +52,8 @@ static bool zone_has_room(const struct flow *flow, uint32_t zone)
 {
     uint32_t low = flow->limits->low[zone], count = flow_zone_count(flow, zone);
 
-    return count < low || (count == low && flow->limits->high[zone] > low &&
-                           flow->used < flow->limits->extras);
+    return count < low ||
+           (count == low && flow->limits->high[zone] > low && flow->used < flow->limits->extras);
 }
 
 /*
@@ -65,6 +65,7 @@ static void keep(struct flow *flow, uint32_t *have)
 {
     const rh_layout *layout = flow->layout;
     size_t copies = (size_t)layout->partitions * layout->replicas;
+    uint64_t salt = layout_mix(layout->epoch); /* or new nodes of several epochs would meet */
 
     for (size_t i = 0; i < copies; i++) {
         if (flow->old[i] != LAYOUT_NONE) {
@@ -76,7 +77,7 @@ static void keep(struct flow *flow, uint32_t *have)
 
         for (uint32_t i = 0; i < layout->replicas; i++) {
             uint32_t node = old[i];
-            uint64_t hash = layout_mix((uint64_t)p * layout->replicas + i + layout->epoch);
+            uint64_t hash = layout_mix(salt + (uint64_t)p * layout->replicas + i);
 
             if (node == LAYOUT_NONE ||
                 layout_pick(hash, have[node]--) >= flow->limits->floor[node] - flow->load[node]) {
