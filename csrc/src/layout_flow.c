@@ -65,19 +65,19 @@ static void keep(struct flow *flow, uint32_t *have)
 {
     const rh_layout *layout = flow->layout;
     size_t copies = (size_t)layout->partitions * layout->replicas;
-    uint64_t salt = layout_mix(layout->epoch); /* or new nodes of several epochs would meet */
 
     for (size_t i = 0; i < copies; i++) {
         if (flow->old[i] != LAYOUT_NONE) {
             have[flow->old[i]]++;
         }
     }
-    for (uint32_t p = 0; p < layout->partitions; p++) {
+    for (uint32_t index = 0; index < layout->partitions; index++) {
+        uint32_t p = flow_nth(flow, index);
         const uint32_t *old = flow->old + (size_t)p * layout->replicas;
 
         for (uint32_t i = 0; i < layout->replicas; i++) {
             uint32_t node = old[i];
-            uint64_t hash = layout_mix(salt + (uint64_t)p * layout->replicas + i);
+            uint64_t hash = layout_mix(flow->salt + (uint64_t)p * layout->replicas + i);
 
             if (node == LAYOUT_NONE ||
                 layout_pick(hash, have[node]--) >= flow->limits->floor[node] - flow->load[node]) {
@@ -127,7 +127,11 @@ static void fill(struct flow *flow, const uint32_t *limit, uint64_t goal)
 rh_status layout_solve(const rh_layout *layout, const struct layout_limits *limits,
                        const uint32_t *old, uint32_t *rows)
 {
-    struct flow flow = {.layout = layout, .limits = limits, .old = old, .rows = rows};
+    struct flow flow = {.layout = layout,
+                        .limits = limits,
+                        .old = old,
+                        .rows = rows,
+                        .salt = layout_mix(layout->epoch)};
     uint32_t *have = calloc(layout->node_count, sizeof *have);
     size_t copies = (size_t)layout->partitions * layout->replicas;
     rh_status status = allocate(&flow);

@@ -212,7 +212,9 @@ static void list_held(struct flow *flow)
         flow->first[node + 1] += flow->first[node];
         flow->cursor[node] = flow->first[node];
     }
-    for (uint32_t p = 0; p < partitions; p++) {
+    for (uint32_t index = 0; index < partitions; index++) {
+        uint32_t p = flow_nth(flow, index);
+
         for (uint32_t i = 0; i < flow->filled[p]; i++) {
             flow->held[flow->cursor[FLOW_NODE(flow_row(flow, p)[i])]++] = p;
         }
