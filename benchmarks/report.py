@@ -74,7 +74,7 @@ def measured(suites: Sequence[Path], *, quick: bool) -> dict[str, Spread]:
 def judged(figures: dict[str, Spread], goals: Sequence[Goal], *, quick: bool = False) -> list[Row]:
     rows = []
     for goal in goals:
-        noted = figures.get(quick and goal.tiny or goal.label)
+        noted = figures.get((quick and goal.tiny) or goal.label)
         rows.append(Row(goal, goal.value(noted) if noted else None))
     return rows
 

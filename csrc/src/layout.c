@@ -199,9 +199,7 @@ uint32_t layout_find_zone(const rh_layout *layout, const char *zone, size_t zone
         size_t middle = low + (high - low) / 2;
         const struct layout_node *node = &layout->nodes[zone_nodes[middle]];
         /* zones of single nodes stand behind the named ones */
-        int order = node->zone
-                        ? layout_compare(node->zone, node->zone_bytes, zone, zone_bytes)
-                        : 1;
+        int order = node->zone ? layout_compare(node->zone, node->zone_bytes, zone, zone_bytes) : 1;
 
         if (order == 0) {
             return (uint32_t)middle;

@@ -31,15 +31,39 @@ static uint64_t pool_key(size_t level, int32_t price)
     return (uint64_t)level << 32 | (uint32_t)price;
 }
 
-/* One of the nodes that the partition could get anew, from a random place on. */
-static uint32_t pick_in_segment(const struct flow *flow, uint32_t partition,
-                                const struct pool_segment *segment, uint64_t hash)
-{
-    size_t start = layout_pick(hash, segment->count);
+/* Draws before the pool is gone through in order. */
+enum { DRAWS = 32 };
 
+/*
+ * Draws a node that the partition could get anew from a stretch of the pool, those at the end of
+ * a path by their room: were all drawn alike, those with much room would be left to each other
+ * at last, and meet in far too many partitions. LAYOUT_NONE when luck gave none.
+ */
+static uint32_t draw(const struct flow *flow, uint32_t partition, size_t start, size_t size,
+                     bool from_hub, size_t depth, uint64_t hash)
+{
+    for (unsigned i = 0; i < DRAWS && size > 0; i++) {
+        size_t place = start + layout_pick(hash = layout_mix(hash), size);
+        uint32_t node = flow->pool.nodes[place], zone = flow_zone_of(flow, node);
+
+        if (flow->pool.place[node] == place &&
+            (flow->level[node] < flow->found ||
+             layout_pick(hash << 32, flow->room_max) < flow->limit[node] - flow->load[node]) &&
+            (!from_hub ||
+             (flow_is_open(flow, zone) && !is_zone_on_path(flow, partition, zone, depth))) &&
+            !flow_holds(flow, partition, node) && !flow_held_before(flow, partition, node)) {
+            return node;
+        }
+    }
+    return LAYOUT_NONE;
+}
+
+/* The first node of a zone that the partition could get anew. */
+static uint32_t first_in_segment(const struct flow *flow, uint32_t partition,
+                                 const struct pool_segment *segment)
+{
     for (uint32_t i = 0; i < segment->count; i++) {
-        size_t place = start + i < segment->count ? start + i : start + i - segment->count;
-        uint32_t node = flow->pool.nodes[segment->start + place];
+        uint32_t node = flow->pool.nodes[segment->start + i];
 
         if (!flow_holds(flow, partition, node) && !flow_held_before(flow, partition, node)) {
             return node;
@@ -63,7 +87,12 @@ static uint32_t pick_from_zone(const struct flow *flow, uint32_t partition, uint
             return old[i];
         }
     }
-    return segment ? pick_in_segment(flow, partition, segment, hash) : LAYOUT_NONE;
+    if (segment) {
+        uint32_t node = draw(flow, partition, segment->start, segment->count, false, 0, hash);
+
+        return node != LAYOUT_NONE ? node : first_in_segment(flow, partition, segment);
+    }
+    return LAYOUT_NONE;
 }
 
 static uint32_t pick_from_hub(const struct flow *flow, uint32_t partition, size_t level,
@@ -71,7 +100,7 @@ static uint32_t pick_from_hub(const struct flow *flow, uint32_t partition, size_
 {
     const uint32_t *old = flow->old + (size_t)partition * flow->layout->replicas;
     const struct pool_group *group = pool_group(&flow->pool, pool_key(level, flow->hub + 1));
-    size_t start = group ? layout_pick(hash, group->live) : 0;
+    uint32_t drawn;
 
     for (uint32_t i = 0; i < flow->layout->replicas; i++) {
         uint32_t node = old[i];
@@ -83,21 +112,18 @@ static uint32_t pick_from_hub(const struct flow *flow, uint32_t partition, size_
             return node;
         }
     }
-    for (uint32_t i = 0; group && i < group->live; i++) {
-        size_t place = start + i < group->live ? start + i : start + i - group->live;
+    drawn =
+        group ? draw(flow, partition, group->start, group->size, true, depth, hash) : LAYOUT_NONE;
+    for (uint32_t i = 0; group && drawn == LAYOUT_NONE && i < group->live; i++) {
         const struct pool_segment *segment =
-            &flow->pool.segments[flow->pool.live[group->first + place]];
-        uint32_t node = LAYOUT_NONE;
+            &flow->pool.segments[flow->pool.live[group->first + i]];
 
         if (flow_is_open(flow, segment->zone) &&
             !is_zone_on_path(flow, partition, segment->zone, depth)) {
-            node = pick_in_segment(flow, partition, segment, layout_mix(hash));
-        }
-        if (node != LAYOUT_NONE) {
-            return node;
+            drawn = first_in_segment(flow, partition, segment);
         }
     }
-    return LAYOUT_NONE;
+    return drawn;
 }
 
 /* Fills in where the step at `depth` may lead to; false when nowhere any more. */
@@ -215,24 +241,26 @@ void flow_augment(struct flow *flow)
 {
     size_t entries = 0, open = 0;
 
+    flow->room_max = 0;
     for (uint32_t node = 0; node < flow->layout->node_count; node++) {
         bool last = flow->level[node] == flow->found;
 
         if (flow->level[node] == 0 || flow->level[node] > flow->found ||
-            (last && (flow->load[node] == flow->limit[node] ||
-                      flow->price[node] != flow->sink_price))) {
+            (last &&
+             (flow->load[node] == flow->limit[node] || flow->price[node] != flow->sink_price))) {
             continue;
         }
-        flow->pool.entries[entries++] =
-            (struct pool_entry){pool_key(flow->level[node], flow->price[node]),
-                                flow_zone_of(flow, node), node};
+        if (last && flow->limit[node] - flow->load[node] > flow->room_max) {
+            flow->room_max = flow->limit[node] - flow->load[node];
+        }
+        flow->pool.entries[entries++] = (struct pool_entry){
+            pool_key(flow->level[node], flow->price[node]), flow_zone_of(flow, node), node};
     }
     pool_fill(&flow->pool, entries, flow->layout->node_count);
     for (size_t i = 0; i < flow->open_count; i++) {
         uint32_t partition = flow->open[i];
 
-        while (flow->filled[partition] < flow->layout->replicas &&
-               augment_one(flow, partition)) {
+        while (flow->filled[partition] < flow->layout->replicas && augment_one(flow, partition)) {
         }
         if (flow->filled[partition] < flow->layout->replicas) {
             flow->open[open++] = partition;

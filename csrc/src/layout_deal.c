@@ -79,13 +79,15 @@ out:
  */
 struct row {
     const rh_layout *layout;
-    uint32_t *zones;  /* in their present order */
-    uint32_t *starts; /* by zone: where its nodes start in `nodes` */
-    uint32_t *counts; /* by zone */
-    uint32_t *nodes;  /* by zone, shuffled within */
-    uint32_t *order;  /* the row: nodes by position */
-    uint64_t *tree;   /* from 1 */
-    uint32_t *rest;   /* by node: copies still to get */
+    size_t zone_count; /* only those of them, */
+    size_t node_count; /* and of nodes, that get anything */
+    uint32_t *zones;   /* in their present order */
+    uint32_t *starts;  /* by zone: where its nodes start in `nodes` */
+    uint32_t *counts;  /* by zone */
+    uint32_t *nodes;   /* by zone, shuffled within */
+    uint32_t *order;   /* the row: nodes by position */
+    uint64_t *tree;    /* from 1 */
+    uint32_t *rest;    /* by node: copies still to get */
     uint64_t state;
 };
 
@@ -107,10 +109,10 @@ static void shuffle(struct row *row, uint32_t *items, size_t count)
 
 static void arrange(struct row *row)
 {
-    size_t position = 0, count = row->layout->node_count;
+    size_t position = 0, count = row->node_count;
 
-    shuffle(row, row->zones, row->layout->zone_count);
-    for (size_t i = 0; i < row->layout->zone_count; i++) {
+    shuffle(row, row->zones, row->zone_count);
+    for (size_t i = 0; i < row->zone_count; i++) {
         uint32_t zone = row->zones[i];
 
         shuffle(row, row->nodes + row->starts[zone], row->counts[zone]);
@@ -134,11 +136,11 @@ static size_t find_mark(const struct row *row, uint64_t mark)
 {
     size_t position = 0, step = 1;
 
-    while (step * 2 <= row->layout->node_count) {
+    while (step * 2 <= row->node_count) {
         step *= 2;
     }
     for (; step > 0; step /= 2) {
-        if (position + step <= row->layout->node_count && row->tree[position + step] <= mark) {
+        if (position + step <= row->node_count && row->tree[position + step] <= mark) {
             position += step;
             mark -= row->tree[position];
         }
@@ -149,7 +151,7 @@ static size_t find_mark(const struct row *row, uint64_t mark)
 static void shorten(struct row *row, size_t position)
 {
     row->rest[row->order[position]]--;
-    for (size_t i = position + 1; i <= row->layout->node_count; i += i & (~i + 1)) {
+    for (size_t i = position + 1; i <= row->node_count; i += i & (~i + 1)) {
         row->tree[i]--;
     }
 }
@@ -177,7 +179,7 @@ static void deal_all(struct row *row, uint32_t *positions, uint32_t *primaries,
                      const uint32_t *quota)
 {
     const rh_layout *layout = row->layout;
-    size_t lasts = layout->node_count / 16 + 1;
+    size_t lasts = row->node_count / 16 + 1;
 
     for (uint32_t partition = 0; partition < layout->partitions; partition++) {
         uint16_t *copies = layout->table + (size_t)partition * layout->replicas;
@@ -205,10 +207,14 @@ static void line_up(struct row *row, const struct layout_limits *limits)
     uint32_t position = 0;
 
     for (uint32_t i = 0; i < layout->node_count; i++) {
-        row->counts[layout->nodes[i].zone_id]++;
+        row->counts[layout->nodes[i].zone_id] += limits->floor[i] > 0;
+        row->node_count += limits->floor[i] > 0;
+        row->rest[i] = limits->floor[i];
     }
     for (uint32_t zone = 0; zone < layout->zone_count; zone++) {
-        row->zones[zone] = zone;
+        if (row->counts[zone] > 0) {
+            row->zones[row->zone_count++] = zone;
+        }
         row->starts[zone] = position;
         position += row->counts[zone];
         row->counts[zone] = 0;
@@ -216,8 +222,9 @@ static void line_up(struct row *row, const struct layout_limits *limits)
     for (uint32_t i = 0; i < layout->node_count; i++) {
         uint32_t zone = layout->nodes[i].zone_id;
 
-        row->nodes[row->starts[zone] + row->counts[zone]++] = i;
-        row->rest[i] = limits->floor[i];
+        if (row->rest[i] > 0) {
+            row->nodes[row->starts[zone] + row->counts[zone]++] = i;
+        }
     }
 }
 
@@ -236,8 +243,8 @@ rh_status layout_deal(rh_layout *layout, const struct layout_limits *limits)
     row.order = malloc(nodes * sizeof *row.order);
     row.tree = malloc((nodes + 1) * sizeof *row.tree);
     row.rest = malloc(nodes * sizeof *row.rest);
-    if (positions && primaries && row.zones && row.starts && row.counts && row.nodes &&
-        row.order && row.tree && row.rest) {
+    if (positions && primaries && row.zones && row.starts && row.counts && row.nodes && row.order &&
+        row.tree && row.rest) {
         line_up(&row, limits);
         deal_all(&row, positions, primaries, limits->floor);
         status = RH_OK;

@@ -52,8 +52,8 @@ static bool zone_has_room(const struct flow *flow, uint32_t zone)
 {
     uint32_t low = flow->limits->low[zone], count = flow_zone_count(flow, zone);
 
-    return count < low || (count == low && flow->limits->high[zone] > low &&
-                           flow->used < flow->limits->extras);
+    return count < low ||
+           (count == low && flow->limits->high[zone] > low && flow->used < flow->limits->extras);
 }
 
 /*
@@ -71,12 +71,13 @@ static void keep(struct flow *flow, uint32_t *have)
             have[flow->old[i]]++;
         }
     }
-    for (uint32_t p = 0; p < layout->partitions; p++) {
+    for (uint32_t index = 0; index < layout->partitions; index++) {
+        uint32_t p = flow_nth(flow, index);
         const uint32_t *old = flow->old + (size_t)p * layout->replicas;
 
         for (uint32_t i = 0; i < layout->replicas; i++) {
             uint32_t node = old[i];
-            uint64_t hash = layout_mix((uint64_t)p * layout->replicas + i + layout->epoch);
+            uint64_t hash = layout_mix(flow->salt + (uint64_t)p * layout->replicas + i);
 
             if (node == LAYOUT_NONE ||
                 layout_pick(hash, have[node]--) >= flow->limits->floor[node] - flow->load[node]) {
@@ -126,7 +127,11 @@ static void fill(struct flow *flow, const uint32_t *limit, uint64_t goal)
 rh_status layout_solve(const rh_layout *layout, const struct layout_limits *limits,
                        const uint32_t *old, uint32_t *rows)
 {
-    struct flow flow = {.layout = layout, .limits = limits, .old = old, .rows = rows};
+    struct flow flow = {.layout = layout,
+                        .limits = limits,
+                        .old = old,
+                        .rows = rows,
+                        .salt = layout_mix(layout->epoch)};
     uint32_t *have = calloc(layout->node_count, sizeof *have);
     size_t copies = (size_t)layout->partitions * layout->replicas;
     rh_status status = allocate(&flow);

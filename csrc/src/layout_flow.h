@@ -81,7 +81,9 @@ struct flow {
     uint32_t used; /* zones beyond their lower bound, in the partition last looked at */
     int32_t hub;   /* and its own price */
 
+    uint64_t salt;
     struct pool pool;
+    uint32_t room_max; /* the most that a node at the end of a path has room for */
     struct flow_step *path;
 };
 
@@ -93,6 +95,19 @@ static inline uint32_t *flow_row(const struct flow *flow, uint32_t partition)
 static inline uint32_t flow_zone_of(const struct flow *flow, uint32_t node)
 {
     return flow->layout->nodes[node].zone_id;
+}
+
+/*
+ * The partitions in an order of its own for every epoch, a permutation of the numbers' bits:
+ * those that come first change most, and must not be the same ones every time.
+ */
+static inline uint32_t flow_nth(const struct flow *flow, uint32_t index)
+{
+    uint32_t mask = flow->layout->partitions - 1;
+    uint32_t number = (index ^ (uint32_t)flow->salt) * 0x9e3779b1u & mask;
+
+    number ^= number >> (64 - flow->layout->shift + 1) / 2;
+    return (number * 0x85ebca6bu ^ (uint32_t)(flow->salt >> 32)) & mask;
 }
 
 /* Computes the prices of a partition and of its zones. */

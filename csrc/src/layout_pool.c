@@ -56,7 +56,7 @@ void pool_fill(struct pool *pool, size_t count, size_t nodes)
 
         if (fresh) {
             group = &pool->groups[pool->group_count++];
-            *group = (struct pool_group){.key = entry->key, .first = segments};
+            *group = (struct pool_group){.key = entry->key, .start = i, .first = segments};
         }
         if (fresh || entry->zone != entry[-1].zone) {
             pool->live[segments] = segments;
@@ -69,6 +69,7 @@ void pool_fill(struct pool *pool, size_t count, size_t nodes)
             group->segments++;
             group->live++;
         }
+        group->size++;
         pool->segments[segments - 1].count++;
         pool->nodes[i] = entry->node;
         pool->place[entry->node] = i;

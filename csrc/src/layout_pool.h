@@ -26,6 +26,8 @@ struct pool_segment {
 
 struct pool_group {
     uint64_t key;
+    uint32_t start; /* in `nodes`, */
+    uint32_t size;  /* those taken out included */
     uint32_t first; /* its segments, ascending by zone, and as many places in `live` */
     uint32_t segments;
     uint32_t live;

@@ -106,10 +106,9 @@ static void settle(struct rebalance *run, uint32_t partition)
             if (node == LAYOUT_NONE || is_in(old, replicas, node)) {
                 continue;
             }
-            while (place < replicas &&
-                   (run->settled[place] ||
-                    (pass == 0 && run->zone[run->from->table[start + place]] !=
-                                      run->to->nodes[node].zone_id))) {
+            while (place < replicas && (run->settled[place] ||
+                                        (pass == 0 && run->zone[run->from->table[start + place]] !=
+                                                          run->to->nodes[node].zone_id))) {
                 place++;
             }
             if (place < replicas) {
@@ -135,9 +134,8 @@ static rh_status list_moves(struct rebalance *run)
     run->moved = 0;
     for (size_t i = 0; i < copies; i++) {
         if (run->old[i] != run->to->table[i]) {
-            run->moves[run->moved++] =
-                (rh_layout_move){(uint32_t)(i / run->to->replicas), run->from->table[i],
-                                 run->to->table[i]};
+            run->moves[run->moved++] = (rh_layout_move){(uint32_t)(i / run->to->replicas),
+                                                        run->from->table[i], run->to->table[i]};
         }
     }
     return RH_OK;

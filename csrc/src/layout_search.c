@@ -98,8 +98,8 @@ static void reach(struct flow *flow, uint32_t node, uint32_t level)
     }
 }
 
-static void reach_segment(struct flow *flow, uint32_t partition,
-                          const struct pool_segment *segment, uint32_t level)
+static void reach_segment(struct flow *flow, uint32_t partition, const struct pool_segment *segment,
+                          uint32_t level)
 {
     for (uint32_t i = 0; i < segment->count;) {
         uint32_t node = flow->pool.nodes[segment->start + i];
@@ -212,7 +212,9 @@ static void list_held(struct flow *flow)
         flow->first[node + 1] += flow->first[node];
         flow->cursor[node] = flow->first[node];
     }
-    for (uint32_t p = 0; p < partitions; p++) {
+    for (uint32_t index = 0; index < partitions; index++) {
+        uint32_t p = flow_nth(flow, index);
+
         for (uint32_t i = 0; i < flow->filled[p]; i++) {
             flow->held[flow->cursor[FLOW_NODE(flow_row(flow, p)[i])]++] = p;
         }
@@ -226,8 +228,8 @@ bool flow_search(struct flow *flow)
 
     for (uint32_t node = 0; node < flow->layout->node_count; node++) {
         if (flow->limits->ceil[node] > 0) {
-            flow->pool.entries[entries++] = (struct pool_entry){
-                (uint64_t)flow->price[node], flow_zone_of(flow, node), node};
+            flow->pool.entries[entries++] =
+                (struct pool_entry){(uint64_t)flow->price[node], flow_zone_of(flow, node), node};
         }
     }
     pool_fill(&flow->pool, entries, flow->layout->node_count);
