@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lock_table_internal.h"
+#include "lock_table_shard.h"
 #include "xxh3.h"
 
 static void free_table(rh_lock_table *table, size_t shards, size_t stripes)
@@ -138,7 +138,7 @@ rh_status rh_lock_table_size(rh_lock_table *table, size_t *out)
     }
     lock_shards(table, LOCK_SHARDS_ALL);
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
-        size += table->shards[i].entries.live;
+        size += table->shards[i].entries.live - (table->shards[i].idle_entry != 0);
     }
     unlock_shards(table, LOCK_SHARDS_ALL);
     *out = size;

@@ -1,5 +1,5 @@
 /* Acquiring and queueing. */
-#include "lock_table_internal.h"
+#include "lock_table_shard.h"
 
 /* An acquisition seen against the table: what there is, and what it would lead to. */
 struct ask {

@@ -119,7 +119,9 @@ struct lock_name_pool {
 struct lock_shard {
     alignas(64) pthread_mutex_t mutex;
     uint32_t number;
-    uint32_t touched; /* queues that dropped owners were in */
+    uint32_t touched;     /* queues that dropped owners were in */
+    uint32_t idle_entry;  /* one that nobody holds or awaits, ... */
+    uint32_t idle_holder; /* ... and one that holds nothing, or 0: left in place for reuse */
     struct lock_index names;
     struct lock_pool entries;
     struct lock_pool holds;
@@ -222,41 +224,6 @@ static inline unsigned lock_held_by_others(const struct lock_entry *entry,
         return entry->held & ~LOCK_BIT(hold->mode);
     }
     return entry->held;
-}
-
-/* lock_table_shard.c: names and holds. Numbers are of the shard, whose mutex is held. */
-
-uint32_t lock_find_entry(const struct lock_shard *shard, const struct lock_key *key);
-
-/* An empty entry; lock_settle_entry() takes it away again unless something was put into it. */
-rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key, uint32_t *out);
-void lock_settle_entry(struct lock_shard *shard, uint32_t entry);
-
-/* Room for `count` more holds, besides one for every waiter. */
-rh_status lock_reserve_holds(struct lock_shard *shard, size_t count);
-
-uint32_t lock_find_hold(const struct lock_shard *shard, const struct lock_entry *entry,
-                        uint64_t owner);
-
-/* A hold in `mode`, or a raised one (`hold` not 0), counted and with a new token. */
-uint64_t lock_add_hold(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
-                       uint32_t hold, uint64_t owner, unsigned mode);
-void lock_change_mode(struct lock_entry *entry, struct lock_hold *hold, unsigned mode);
-void lock_remove_hold(rh_lock_table *table, struct lock_shard *shard, uint32_t hold);
-
-/* The record of an owner that holds something in the shard, or 0. */
-uint32_t lock_find_holder(const struct lock_shard *shard, uint64_t owner);
-
-void lock_clear_shard(struct lock_shard *shard);
-
-/* Gives back memory, if nothing is left in the shard. What was reserved is no longer. */
-static inline void lock_trim_shard(struct lock_shard *shard)
-{
-    if (shard->entries.live == 0 && (shard->entries.capacity > LOCK_CAPACITY_KEPT ||
-                                     shard->holds.capacity > LOCK_CAPACITY_KEPT ||
-                                     shard->waiters.capacity > LOCK_CAPACITY_KEPT)) {
-        lock_clear_shard(shard);
-    }
 }
 
 /* lock_table_queue.c: waiters and grants. The shard's mutex is held. */

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lock_table_internal.h"
+#include "lock_table_shard.h"
 
 struct record {
     uint32_t place; /* in the heap; 0: no deadline */
@@ -293,7 +293,7 @@ static rh_status begin_deadline(rh_lock_table *table, uint64_t owner, int64_t de
         record->deadline = deadline;
         record->shards = 0;
         for (uint32_t i = 0; i < LOCK_SHARDS; i++) {
-            if (lock_find_holder(&table->shards[i], owner) != 0) {
+            if (lock_first_hold(&table->shards[i], owner) != 0) {
                 record->shards |= (uint64_t)1 << i;
             }
         }

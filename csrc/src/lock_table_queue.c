@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lock_table_internal.h"
+#include "lock_table_shard.h"
 
 /* Whether the owner is in the queue of this very entry. */
 static bool waits_here(rh_lock_table *table, const struct lock_shard *shard, uint32_t entry,

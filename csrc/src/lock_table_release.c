@@ -1,5 +1,5 @@
 /* Giving up: what was acquired, what is awaited, and everything of an owner at once. */
-#include "lock_table_internal.h"
+#include "lock_table_shard.h"
 
 /* Grants that follow from a change of the entry's holders or waiters, or takes it away. */
 static void settle(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
@@ -138,8 +138,7 @@ void lock_count_owner(const rh_lock_table *table, uint64_t owner, uint64_t shard
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         const struct lock_shard *shard = &table->shards[i];
-        uint32_t holder = shards >> i & 1 ? lock_find_holder(shard, owner) : 0;
-        uint32_t hold = holder ? LOCK_POOL_AT(lock_holder, shard->holders, holder)->first : 0;
+        uint32_t hold = shards >> i & 1 ? lock_first_hold(shard, owner) : 0;
 
         for (; hold != 0; hold = lock_hold_at(shard, hold)->owner_next) {
             lock_count_room(shard, lock_hold_at(shard, hold)->entry, room);
@@ -171,8 +170,7 @@ static void drop_owner(rh_lock_table *table, uint64_t owner, uint64_t shards, st
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         struct lock_shard *shard = &table->shards[i];
-        uint32_t holder = shards >> i & 1 ? lock_find_holder(shard, owner) : 0;
-        uint32_t hold = holder ? LOCK_POOL_AT(lock_holder, shard->holders, holder)->first : 0;
+        uint32_t hold = shards >> i & 1 ? lock_first_hold(shard, owner) : 0;
 
         while (hold != 0) {
             uint32_t entry = lock_hold_at(shard, hold)->entry;

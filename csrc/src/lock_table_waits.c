@@ -7,7 +7,7 @@
  * All edges that a new wait adds start or end at its owner; hence the search begins there, and
  * whoever does not wait is no more than the end of a chain.
  */
-#include "lock_table_internal.h"
+#include "lock_table_shard.h"
 
 struct search {
     rh_lock_table *table;

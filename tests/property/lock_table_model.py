@@ -51,6 +51,11 @@ class Model:
                     return name, waiter
         return None
 
+    def free_owners(self):
+        """Those who hold something and wait for nothing."""
+        waiting = {waiter.owner for queue in self.queues.values() for waiter in queue}
+        return {owner for held in self.holds.values() for owner in held} - waiting
+
     def blockers(self, name, waiter, ahead):
         """Whom `waiter` waits for when the waiters `ahead` stand before it."""
         others = CONFLICTS[waiter.mode]

@@ -52,15 +52,15 @@ def test_nobody_waits_once_all_others_have_let_go(sequence):
     pair = Pair()
     for method, *args in sequence:
         pair.call(method, *args)
-    let_everybody_go(pair, range(1, 7))
+    let_everybody_go(pair)
 
 
-def let_everybody_go(pair, owners):
-    """Each round lets at least one more go, or there is a deadlock."""
-    for owner in len(owners) * list(owners):
-        if not pair.model.wait_of(owner):
+def let_everybody_go(pair):
+    while len(pair.table):
+        free = pair.model.free_owners()
+        assert free, "a deadlock was let in"
+        for owner in sorted(free):
             pair.release_owner(owner)
-    assert len(pair.table) == 0
 
 
 class Reckless(Model):
@@ -82,8 +82,8 @@ def test_whoever_was_refused_would_have_waited_for_ever(sequence):
         if isinstance(pair.call(method, *args), DeadlockError):
             doomed = Reckless(pair.model)
             assert doomed.request(*args) is None
-            for owner in 6 * list(range(1, 7)):
-                if not doomed.wait_of(owner):
+            while free := doomed.free_owners():
+                for owner in free:
                     doomed.release_owner(owner)
             assert doomed.wait_of(args[1])
 
@@ -98,8 +98,9 @@ SHARES |= {"acquire_many": 5, "release_owner": 4, "renew": 5, "expire": 3}
 class Workload:
     """Random operations that mostly mean something: what is held is released, the free request."""
 
-    def __init__(self, rng, names, owners):
-        self.rng, self.names, self.owners = rng, names, owners
+    def __init__(self, rng, names, owners, modes=MODES):
+        self.modes = modes
+        self.rng, self.names, self.owners = rng, names, range(1, owners + 1)
         self.pair, self.now = Pair(), 0
         self.kinds = [kind for kind, share in SHARES.items() for _ in range(share)]
 
@@ -121,10 +122,10 @@ class Workload:
 
     def arguments(self, kind, name, owner):
         if kind in ("request", "try_acquire", "downgrade"):
-            return name, owner, self.pick(MODES)
+            return name, owner, self.pick(self.modes)
         if kind == "acquire_many":
             names = [self.pick(self.names) for _ in range(self.pick((1, 2, 3, 4)))]
-            return names, owner, self.pick(MODES)
+            return names, owner, self.pick(self.modes)
         if kind in ("release", "cancel"):
             return name, owner
         if kind == "release_owner":
@@ -144,9 +145,9 @@ def kind_of(result):
 def random_run(seed, count):
     rng, outcomes = random.Random(seed), Counter()
     for segment in range(100):
-        names = [f"n{i}" for i in range(rng.randint(1, 4))]
-        owners = list(range(1, rng.randint(2, 8) + 1))
-        workload = Workload(rng, names, owners)
+        padding = rng.choice(["", "-" * 30, "-" * 500])
+        names = [f"n{i}{padding}" for i in range(rng.randint(1, 4))]
+        workload = Workload(rng, names, rng.randint(2, 8))
         for step in range(count // 100):
             try:
                 kind, result = workload.step()
@@ -155,8 +156,8 @@ def random_run(seed, count):
                 raise
             outcomes[kind, kind_of(result)] += 1
             if step % 100 == 0:
-                workload.pair.check_all(names, owners)
-        let_everybody_go(workload.pair, owners)
+                workload.pair.check_all(names, workload.owners)
+        let_everybody_go(workload.pair)
     return outcomes
 
 
@@ -172,6 +173,27 @@ def test_a_million_random_operations_equal_the_model():
             assert outcomes[kind, grants] > 50
     assert min(outcomes["release", "NotOwned"], outcomes["downgrade", "NotOwned"]) > 500
     assert min(outcomes["acquire_many", kind] for kind in ("list of 2", None)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("names", "owners", "modes", "count", "holders"),
+    [
+        (300, 30, MODES, 6000, 3),
+        (40, 60, MODES, 6000, 3),
+        (2, 600, [IS], 6000, 300),
+        (2, 600, [IS] * 200 + [IX, S, X], 3000, 50),
+    ],
+)
+def test_crowds_of_names_and_of_owners_equal_the_model(names, owners, modes, count, holders):
+    rng, most = random.Random(names), 0
+    names = [f"n{i}" * rng.choice((1, 9, 99)) for i in range(names)]
+    workload = Workload(rng, names, owners, modes)
+    for _ in range(count):
+        workload.step()
+        most = max(most, *map(len, workload.pair.model.holds.values()), 0)
+    assert most >= holders
+    workload.pair.check_all(workload.names, workload.owners)
+    let_everybody_go(workload.pair)
 
 
 # Modes
@@ -287,7 +309,7 @@ def test_a_circle_is_refused_to_whoever_closes_it_and_to_nobody_before(count):
             everybody = range(1, count + 1)
             pair.check_all([f"n{i}" for i in range(count)], everybody)
             pair.release_owner(owner)
-            let_everybody_go(pair, everybody)
+            let_everybody_go(pair)
 
 
 @pytest.mark.parametrize("count", range(2, 9))
@@ -311,7 +333,7 @@ def test_a_circle_that_was_opened_elsewhere_is_not_refused(count, way):
         pair.renew(1, 5)
         pair.expire(6)
     assert not isinstance(pair.request("n1", count, S), DeadlockError)
-    let_everybody_go(pair, range(1, count + 1))
+    let_everybody_go(pair)
 
 
 @pytest.mark.parametrize("count", range(2, 9))
@@ -322,7 +344,7 @@ def test_a_chain_a_star_and_a_net_without_a_circle_are_not_refused(count):
     for i in range(1, count):
         assert chain.request(f"n{i + 1}", i, X) == 0
     assert chain.request("n1", count + 1, X) == 0
-    let_everybody_go(chain, range(1, count + 2))
+    let_everybody_go(chain)
 
     star = Pair()
     for i in range(2, count + 2):
@@ -331,7 +353,7 @@ def test_a_chain_a_star_and_a_net_without_a_circle_are_not_refused(count):
     star.request("other", 2, X)
     for i in range(3, count + 2):
         assert star.request("other", i, X) == 0
-    let_everybody_go(star, range(1, count + 2))
+    let_everybody_go(star)
 
 
 @pytest.mark.parametrize("count", range(2, 9))
@@ -360,7 +382,7 @@ def test_an_upgrade_that_steps_before_a_waiter_can_close_a_circle():
     # Without the wait of owner 2 the same step is none.
     pair.cancel("b", 2)
     assert pair.request("a", 1, X) == 0
-    let_everybody_go(pair, range(1, 5))
+    let_everybody_go(pair)
 
 
 def test_a_wait_behind_compatible_waiters_is_no_link():
@@ -374,7 +396,7 @@ def test_a_wait_behind_compatible_waiters_is_no_link():
     (_, grant) = pair.release("a", 1)
     assert grant.owner == 3
     assert pair.request("b", 2, X) == 0
-    let_everybody_go(pair, (1, 2, 3))
+    let_everybody_go(pair)
 
 
 def test_two_owners_that_wait_for_a_third_are_no_circle():
@@ -386,4 +408,4 @@ def test_two_owners_that_wait_for_a_third_are_no_circle():
     assert pair.request("b", 2, S) == 0
     assert isinstance(pair.request("a", 3, X), DeadlockError)
     assert pair.request("a", 3, S) > 0
-    let_everybody_go(pair, (1, 2, 3))
+    let_everybody_go(pair)

@@ -207,6 +207,10 @@ cdef class LockTable:
         if status != RH_OK:
             raise_status(status, "a lock table")
 
+    def __init__(self):
+        # Alone, __cinit__ would let any arguments pass.
+        pass
+
     def __dealloc__(self):
         rh_lock_table_free(self.table)
         rh_lock_grants_free(self.grants)
