@@ -73,18 +73,20 @@ def test_a_copy_with_checksums_costs_little_more_than_one_without(
     benchmark: Any, size: int
 ) -> None:
     source = bytes(range(256)) * (size // 256) + bytes(range(size % 256))
-    fused, plain = memoryview(bytearray(size)), memoryview(bytearray(size))
+    # Both ways write here: memcpy's speed depends on how its two buffers are aligned.
+    target = memoryview(bytearray(size))
 
     def copy(data: bytes) -> None:
-        plain[:] = data
+        target[:] = data
 
     times = max(1, BYTES_PER_ROUND // size)
     label = f"copy_checksum_blocks of {size} B"
     ways = {
-        label: repeated(lambda data: copy_checksum_blocks(fused, data), source, times),
+        label: repeated(lambda data: copy_checksum_blocks(target, data), source, times),
         "memcpy": repeated(copy, source, times),
     }
     seconds = benchmark.pedantic(in_turns, (ways,), rounds=1)
-    assert fused == plain == source
-    assert list(copy_checksum_blocks(fused, source)) == peer_blocks(source)
+    target[:] = bytes(size)
+    assert list(copy_checksum_blocks(target, source)) == peer_blocks(source)
+    assert target == source
     report(benchmark, seconds, [(label, "memcpy")], times, "calls")

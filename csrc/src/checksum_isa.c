@@ -43,26 +43,33 @@ struct copying {
     const uint8_t *src;
     size_t hashed;
     size_t copied;
-    bool past_caches;
 };
 
+static void copy_to(struct copying *c, size_t end)
+{
+    if (c->copied < end) {
+        memcpy(c->dst + c->copied, c->src + c->copied, end - c->copied);
+        c->copied = end;
+    }
+}
+
 #if defined(__SSE2__)
-static void store_line(uint8_t *dst, const uint8_t *src)
+static void stream_line(uint8_t *to, const uint8_t *from)
 {
 #  if defined(__AVX__)
-    __m256i low = _mm256_loadu_si256((const void *)src);
-    __m256i high = _mm256_loadu_si256((const void *)(src + 32));
+    __m256i low = _mm256_loadu_si256((const void *)from);
+    __m256i high = _mm256_loadu_si256((const void *)(from + 32));
 
-    _mm256_stream_si256((void *)dst, low);
-    _mm256_stream_si256((void *)(dst + 32), high);
+    _mm256_stream_si256((void *)to, low);
+    _mm256_stream_si256((void *)(to + 32), high);
 #  else
     for (int i = 0; i < LINE_BYTES; i += 16) {
-        _mm_stream_si128((void *)(dst + i), _mm_loadu_si128((const void *)(src + i)));
+        _mm_stream_si128((void *)(to + i), _mm_loadu_si128((const void *)(from + i)));
     }
 #  endif
 }
 
-static void copy_lines(struct copying *c)
+static void stream_lines(struct copying *c)
 {
     size_t end = c->hashed - ((uintptr_t)c->dst + c->hashed) % LINE_BYTES;
 
@@ -71,30 +78,19 @@ static void copy_lines(struct copying *c)
 
         /* A number, as this address may lie beyond the data; asking for it does no harm. */
         _mm_prefetch((const char *)((uintptr_t)from + STRIPE_BYTES), _MM_HINT_T0);
-        store_line(c->dst + c->copied, from);
+        stream_line(c->dst + c->copied, from);
     }
 }
+#else
+#  define stream_lines(c) copy_to(c, (c)->hashed)
 #endif
-
-static void copy_rest(struct copying *c)
-{
-    memcpy(c->dst + c->copied, c->src + c->copied, c->hashed - c->copied);
-    c->copied = c->hashed;
-}
 
 static void was_hashed(struct copying *c, size_t bytes)
 {
     c->hashed += bytes;
-    if (c->hashed < c->copied + STRIPE_BYTES) {
-        return;
+    if (c->hashed >= c->copied + STRIPE_BYTES) {
+        stream_lines(c);
     }
-#if defined(__SSE2__)
-    if (c->past_caches) {
-        copy_lines(c);
-        return;
-    }
-#endif
-    copy_rest(c);
 }
 
 static uint64_t hash_long(struct copying *c, XXH3_state_t *state, size_t size)
@@ -111,18 +107,14 @@ static uint64_t hash_long(struct copying *c, XXH3_state_t *state, size_t size)
 }
 
 static void copy_blocks(uint8_t *dst, const uint8_t *src, size_t size, size_t block_bytes,
-                        bool past_caches, uint64_t *out)
+                        uint64_t *out)
 {
-    struct copying c = {dst, src, 0, 0, past_caches};
+    struct copying c = {dst, src, 0, 0};
+    size_t head = (LINE_BYTES - (uintptr_t)dst % LINE_BYTES) % LINE_BYTES;
     XXH3_state_t state;
 
     XXH3_INITSTATE(&state);
-    if (past_caches) {
-        size_t head = (LINE_BYTES - (uintptr_t)dst % LINE_BYTES) % LINE_BYTES;
-
-        c.copied = head < size ? head : size;
-        memcpy(dst, src, c.copied);
-    }
+    copy_to(&c, head < size ? head : size);
     while (c.hashed < size) {
         size_t block = size - c.hashed < block_bytes ? size - c.hashed : block_bytes;
 
@@ -133,7 +125,7 @@ static void copy_blocks(uint8_t *dst, const uint8_t *src, size_t size, size_t bl
             *out++ = hash_long(&c, &state, block);
         }
     }
-    copy_rest(&c);
+    copy_to(&c, size);
 #if defined(__SSE2__)
     _mm_sfence(); /* stores past the caches keep no order with later ones by themselves */
 #endif

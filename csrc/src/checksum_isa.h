@@ -5,7 +5,6 @@
 #ifndef RINGHOLD_SRC_CHECKSUM_ISA_H
 #define RINGHOLD_SRC_CHECKSUM_ISA_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,9 +20,9 @@ struct rh_isa {
     /* `state` is an XXH3_state_t, which is the same for all sets: an update may follow another's */
     void (*update)(void *state, const void *data, size_t size);
 
-    /* As rh_copy_checksum_blocks of valid arguments; `past_caches`: see checksum_isa.c. */
+    /* As rh_copy_checksum_blocks of valid arguments, storing past the caches. */
     void (*copy_blocks)(uint8_t *dst, const uint8_t *src, size_t size, size_t block_bytes,
-                        bool past_caches, uint64_t *out);
+                        uint64_t *out);
 };
 
 extern const struct rh_isa rh_isa_base;

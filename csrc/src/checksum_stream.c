@@ -1,6 +1,8 @@
 /* The state of XXH3 is the stream: its alignment is more than malloc's, so xxHash allocates it. */
 #include <ringhold/checksum.h>
 
+#include <string.h>
+
 #include "checksum_isa.h"
 #include "xxh3.h"
 

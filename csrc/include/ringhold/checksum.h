@@ -38,8 +38,8 @@ RH_API RH_NODISCARD rh_status rh_checksum_blocks(const void *data, size_t size, 
 
 /*
  * Copies `size` bytes from `src` to `dst` and checksums them on the way, as rh_checksum_blocks
- * would, reading them once. From a few MiB on it writes past the caches, as memcpy does: what is
- * copied then is not in them afterwards. RH_INVALID_ARGUMENT when the two overlap.
+ * would, reading them once. Long copies, from some hundred KiB on, are written past the caches and are not
+ * in them afterwards. RH_INVALID_ARGUMENT when the two overlap.
  */
 RH_API RH_NODISCARD rh_status rh_copy_checksum_blocks(void *dst, const void *src, size_t size,
                                                       size_t block_bytes, uint64_t *out);
