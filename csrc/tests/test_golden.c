@@ -159,12 +159,19 @@ static void check_hash(const char *rest)
     uint64_t hash = 0;
     unsigned owner = 0;
     uint32_t one = NODES, many = NODES;
+    rh_ring_position position = {0};
+    rh_ring_points points = {0};
+    size_t found = 0;
 
     CHECK_EQUAL(sscanf(rest, "%" SCNu64 " %u", &hash, &owner), 2);
     CHECK_STATUS(rh_ring_lookup_hash(pool.ring, hash, &one), RH_OK);
     CHECK_STATUS(rh_ring_lookup_hashes(pool.ring, &hash, 1, &many), RH_OK);
     CHECK_EQUAL(one, owner);
     CHECK_EQUAL(many, owner);
+    CHECK_STATUS(rh_ring_locate_hash(pool.ring, hash, &position), RH_OK);
+    CHECK_STATUS(rh_ring_find_point(pool.ring, position, &found), RH_OK);
+    CHECK_STATUS(rh_ring_get_points(pool.ring, &points), RH_OK);
+    CHECK_EQUAL(points.owners[found], owner);
 }
 
 static void check_digest(const char *rest)

@@ -45,7 +45,7 @@ def decode_name(name: bytes) -> str:
 
 
 def check_number(value: float, what: str) -> float:
-    """`value` as a float; TypeError for what is no int or float, InvalidInput for an int too big."""
+    """`value` as a float; TypeError for no int or float, InvalidInput for an int too big."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number, not {type(value).__name__}")
     try:
