@@ -136,12 +136,13 @@ static void leave_zone(struct flow *flow, uint32_t partition, uint32_t zone, uin
 static void leave_hub(struct flow *flow, uint32_t partition, uint32_t level)
 {
     const uint32_t *old = flow->old + (size_t)partition * flow->layout->replicas;
-    const struct pool_group *group = pool_group(&flow->pool, (uint64_t)(flow->hub + 1));
+    const struct pool_group *group;
 
     if (flow->hub_seen[partition] == flow->searches) {
         return;
     }
     flow->hub_seen[partition] = flow->searches;
+    group = pool_group(&flow->pool, (uint64_t)(flow->hub + 1));
     for (uint32_t i = 0; i < flow->layout->replicas; i++) {
         if (old[i] != LAYOUT_NONE && pool_has(&flow->pool, old[i]) &&
             flow->price[old[i]] == flow->hub && flow_is_open(flow, flow_zone_of(flow, old[i])) &&
@@ -176,14 +177,31 @@ static void leave_source(struct flow *flow, uint32_t partition)
     }
 }
 
+/* Whether a partition lies where it lay before: no arc that costs nothing leads out of it. */
+static bool is_as_before(const struct flow *flow, uint32_t partition)
+{
+    const uint32_t *row = flow_row(flow, partition);
+    uint32_t marks = 0;
+
+    for (uint32_t i = 0; i < flow->filled[partition]; i++) {
+        marks |= row[i];
+    }
+    return flow->filled[partition] == flow->layout->replicas && marks < FLOW_FRESH;
+}
+
 static void leave_node(struct flow *flow, uint32_t node)
 {
     uint32_t zone = flow_zone_of(flow, node), level = flow->level[node] + 1;
+    const struct pool_group *group = pool_group(&flow->pool, (uint64_t)(flow->price[node] + 1));
 
     for (size_t i = flow->first[node]; i < flow->first[node + 1]; i++) {
         uint32_t partition = flow->held[i];
-        int32_t cost = !flow_held_before(flow, partition, node), price;
+        int32_t cost, price;
 
+        if ((group == NULL || group->live == 0) && is_as_before(flow, partition)) {
+            continue;
+        }
+        cost = !flow_held_before(flow, partition, node);
         flow_look(flow, partition);
         price = flow_zone_price(flow, zone);
         if (flow->price[node] - cost != price) {

@@ -23,12 +23,14 @@ PARTITIONS = 16
 def zone_limits(nodes, replicas):
     """By zone how often at least and at most a partition lies in it; nodes: name -> (w, zone)."""
     usable = collections.Counter(zone for weight, zone in nodes.values() if weight)
-    low = dict.fromkeys(usable, 0)
-    left = replicas
-    while left >= (going := [zone for zone in usable if usable[zone] > low[zone]]).__len__() > 0:
+    low, left = dict.fromkeys(usable, 0), replicas
+    while True:
+        going = [zone for zone in usable if usable[zone] > low[zone]]
+        if not going or left < len(going):
+            break
         left -= len(going)
         low |= {zone: low[zone] + 1 for zone in going}
-    return {zone: (low[zone], low[zone] + (left > 0 and usable[zone] > low[zone])) for zone in low}
+    return {zone: (low[zone], low[zone] + (left > 0 and zone in going)) for zone in low}
 
 
 def level_for(total, points, goal):
@@ -220,5 +222,5 @@ def test_first_layouts_round_by_largest_remainder(nodes, replicas):
     floors = {name: share.numerator // share.denominator for name, share in found.items()}
     left = replicas * PARTITIONS - sum(floors.values())
     order = sorted(found, key=lambda name: (floors[name] - found[name], name))
-    assert counts == {n: c for n, c in (
-        (name, floors[name] + (name in order[:left])) for name in nodes) if c}
+    expected = {name: floors[name] + (name in order[:left]) for name in nodes}
+    assert counts == {name: count for name, count in expected.items() if count}

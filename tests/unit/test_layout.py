@@ -1,4 +1,4 @@
-"""The layout's promises one by one; tests/property/test_layout_model.py shows that moves are fewest.
+"""The layout's promises one by one; that moves are fewest is shown in tests/property.
 
 Method: tables are read partition by partition and counted; hashes come from the Python package
 xxhash; bytes are damaged one by one.
@@ -144,7 +144,7 @@ def test_copies_and_primaries_are_spread():
     names = [f"n{i:02}" for i in range(50)]
     cyclic = [tuple(names[(p + i) % 50] for i in range(3)) for p in range(4096)]
     layout = Layout(names)
-    later = layout.rebalance(names[5:] + ["new1", "new2"]).layout
+    later = layout.rebalance([*names[5:], "new1", "new2"]).layout
 
     def partners(rows):
         pairs = collections.Counter(
