@@ -45,8 +45,8 @@ def xxhash_directory(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("source", "sanitizers"),
-    [("csrc", ""), (".", ""), ("csrc", "address,undefined")],
-    ids=["alone", "from-the-top", "sanitized"],
+    [("csrc", ""), (".", ""), ("csrc", "address,undefined"), ("csrc", "thread")],
+    ids=["alone", "from-the-top", "sanitized", "threads"],
 )
 def test_the_core_builds_and_passes_its_tests(source, sanitizers, tmp_path, xxhash_directory):
     run(
