@@ -10,7 +10,7 @@ static void free_table(rh_lock_table *table, size_t shards, size_t stripes)
     lock_close_register(table, stripes);
     for (size_t i = 0; i < shards; i++) {
         lock_clear_shard(&table->shards[i]);
-        pthread_mutex_destroy(&table->shards[i].mutex);
+        lock_mutex_destroy(&table->shards[i].mutex);
     }
     free(table);
 }
@@ -29,7 +29,7 @@ rh_status rh_lock_table_new(rh_lock_table **out)
     }
     memset(table, 0, sizeof *table);
     for (; shards < LOCK_SHARDS; shards++) {
-        if (pthread_mutex_init(&table->shards[shards].mutex, NULL) != 0) {
+        if (!lock_mutex_init(&table->shards[shards].mutex)) {
             goto out;
         }
         table->shards[shards].number = (uint32_t)shards;
@@ -90,7 +90,7 @@ void lock_shards(rh_lock_table *table, uint64_t mask)
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         if (mask >> i & 1) {
-            pthread_mutex_lock(&table->shards[i].mutex);
+            lock_mutex_lock(&table->shards[i].mutex);
         }
     }
 }
@@ -99,7 +99,7 @@ void unlock_shards(rh_lock_table *table, uint64_t mask)
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         if (mask >> i & 1) {
-            pthread_mutex_unlock(&table->shards[i].mutex);
+            lock_mutex_unlock(&table->shards[i].mutex);
         }
     }
 }
@@ -156,13 +156,13 @@ rh_status rh_lock_get_mode(rh_lock_table *table, const void *name, size_t name_b
         return RH_INVALID_ARGUMENT;
     }
     shard = &table->shards[key.shard];
-    pthread_mutex_lock(&shard->mutex);
+    lock_mutex_lock(&shard->mutex);
     entry = lock_find_entry(shard, &key);
     if (entry != 0) {
         hold = lock_find_hold(shard, lock_entry_at(shard, entry), owner);
     }
     *out = hold != 0 ? (rh_lock_mode)lock_hold_at(shard, hold)->mode : RH_LOCK_NONE;
-    pthread_mutex_unlock(&shard->mutex);
+    lock_mutex_unlock(&shard->mutex);
     return RH_OK;
 }
 
@@ -200,7 +200,7 @@ static rh_status read_parties(rh_lock_table *table, const void *name, size_t nam
         return RH_INVALID_ARGUMENT;
     }
     shard = &table->shards[key.shard];
-    pthread_mutex_lock(&shard->mutex);
+    lock_mutex_lock(&shard->mutex);
     number = lock_find_entry(shard, &key);
     if (number != 0) {
         entry = lock_entry_at(shard, number);
@@ -216,7 +216,7 @@ static rh_status read_parties(rh_lock_table *table, const void *name, size_t nam
     } else if (made && found > 0) {
         copy_holders(shard, entry, made);
     }
-    pthread_mutex_unlock(&shard->mutex);
+    lock_mutex_unlock(&shard->mutex);
     if (made == NULL) {
         return RH_NO_MEMORY;
     }

@@ -89,21 +89,20 @@ rh_status rh_lock_try_acquire(rh_lock_table *table, const void *name, size_t nam
         return RH_INVALID_ARGUMENT;
     }
     shard = &table->shards[key.shard];
-    pthread_mutex_lock(&shard->mutex);
+    lock_mutex_lock(&shard->mutex);
     ask = look_up(shard, &key, owner, mode);
     status = acquire(table, shard, &key, &ask, token);
-    pthread_mutex_unlock(&shard->mutex);
+    lock_mutex_unlock(&shard->mutex);
     return status;
 }
 
 /*
  * Whether a wait that was just begun can be part of a cycle, judged without a look at the graph:
  * not if nobody else waits, and not if nobody can wait for its owner since that holds nothing.
- * Of two that begin at once, one sees the other.
+ * All waits that begin are in one order, that of the counter: the later one sees the earlier.
  */
 static bool may_close_cycle(const rh_lock_table *table, uint64_t owner)
 {
-    atomic_thread_fence(memory_order_seq_cst);
     return atomic_load(&table->waiting) > 1 && lock_shards_of(table, owner) != 0;
 }
 
@@ -148,9 +147,9 @@ rh_status rh_lock_request(rh_lock_table *table, const void *name, size_t name_by
     if (token == NULL || !is_mode(mode) || !lock_make_key(table, name, name_bytes, owner, &key)) {
         return RH_INVALID_ARGUMENT;
     }
-    pthread_mutex_lock(&table->shards[key.shard].mutex);
+    lock_mutex_lock(&table->shards[key.shard].mutex);
     status = request(table, &key, owner, mode, false, token);
-    pthread_mutex_unlock(&table->shards[key.shard].mutex);
+    lock_mutex_unlock(&table->shards[key.shard].mutex);
     if (status == RH_DEADLOCK) {
         lock_shards(table, LOCK_SHARDS_ALL);
         status = request(table, &key, owner, mode, true, token);

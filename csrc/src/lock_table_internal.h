@@ -18,13 +18,13 @@
 #ifndef RINGHOLD_SRC_LOCK_TABLE_INTERNAL_H
 #define RINGHOLD_SRC_LOCK_TABLE_INTERNAL_H
 
-#include <pthread.h>
 #include <stdalign.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
 #include <ringhold/lock_table.h>
 
+#include "lock_table_mutex.h"
 #include "lock_table_pool.h"
 
 #define LOCK_SHARDS 64 /* as many as a mask of shards has bits */
@@ -117,7 +117,7 @@ struct lock_name_pool {
 };
 
 struct lock_shard {
-    alignas(64) pthread_mutex_t mutex;
+    alignas(64) struct lock_mutex mutex;
     uint32_t number;
     uint32_t touched;     /* queues that dropped owners were in */
     uint32_t idle_entry;  /* one that nobody holds or awaits, ... */
@@ -134,7 +134,7 @@ struct lock_shard {
 };
 
 struct lock_stripe {
-    alignas(64) pthread_mutex_t mutex;
+    alignas(64) struct lock_mutex mutex;
     struct lock_pool records;
     struct lock_index index;
     uint32_t *heap; /* records by deadline, from place 1; has room for all of them */

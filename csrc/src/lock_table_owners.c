@@ -148,7 +148,7 @@ static void forget_deadline(struct lock_stripe *stripe, uint32_t number)
 rh_status lock_open_register(rh_lock_table *table, size_t *opened)
 {
     for (*opened = 0; *opened < LOCK_STRIPES; ++*opened) {
-        if (pthread_mutex_init(&table->stripes[*opened].mutex, NULL) != 0) {
+        if (!lock_mutex_init(&table->stripes[*opened].mutex)) {
             return RH_NO_MEMORY;
         }
     }
@@ -159,7 +159,7 @@ void lock_close_register(rh_lock_table *table, size_t opened)
 {
     for (size_t i = 0; i < opened; i++) {
         clear_stripe(&table->stripes[i]);
-        pthread_mutex_destroy(&table->stripes[i].mutex);
+        lock_mutex_destroy(&table->stripes[i].mutex);
     }
 }
 
@@ -169,7 +169,7 @@ rh_status lock_begin_wait(rh_lock_table *table, uint64_t owner, struct lock_wait
     uint32_t number;
     rh_status status;
 
-    pthread_mutex_lock(&stripe->mutex);
+    lock_mutex_lock(&stripe->mutex);
     status = find_or_make(table, stripe, owner, &number);
     if (status == RH_OK && record_at(stripe, number)->wait.waiter != 0) {
         status = RH_INVALID_ARGUMENT;
@@ -178,7 +178,7 @@ rh_status lock_begin_wait(rh_lock_table *table, uint64_t owner, struct lock_wait
         record_at(stripe, number)->wait = wait;
         atomic_fetch_add(&table->waiting, 1);
     }
-    pthread_mutex_unlock(&stripe->mutex);
+    lock_mutex_unlock(&stripe->mutex);
     return status;
 }
 
@@ -187,7 +187,7 @@ static void stop_waiting(rh_lock_table *table, uint64_t owner, bool forget)
     struct lock_stripe *stripe = stripe_of(table, owner);
     uint32_t number;
 
-    pthread_mutex_lock(&stripe->mutex);
+    lock_mutex_lock(&stripe->mutex);
     number = find(stripe, owner);
     record_at(stripe, number)->wait = (struct lock_wait){0, 0};
     if (forget && record_at(stripe, number)->shards == 0) {
@@ -195,7 +195,7 @@ static void stop_waiting(rh_lock_table *table, uint64_t owner, bool forget)
     }
     settle(table, stripe, number);
     atomic_fetch_sub(&table->waiting, 1);
-    pthread_mutex_unlock(&stripe->mutex);
+    lock_mutex_unlock(&stripe->mutex);
 }
 
 void lock_end_wait(rh_lock_table *table, uint64_t owner)
@@ -214,12 +214,12 @@ struct lock_wait lock_find_wait(rh_lock_table *table, uint64_t owner)
     struct lock_wait wait = {0, 0};
     uint32_t number;
 
-    pthread_mutex_lock(&stripe->mutex);
+    lock_mutex_lock(&stripe->mutex);
     number = find(stripe, owner);
     if (number != 0) {
         wait = record_at(stripe, number)->wait;
     }
-    pthread_mutex_unlock(&stripe->mutex);
+    lock_mutex_unlock(&stripe->mutex);
     return wait;
 }
 
@@ -230,7 +230,7 @@ void lock_note_presence(rh_lock_table *table, uint32_t shard, uint64_t owner, bo
     struct record *record;
     uint32_t number;
 
-    pthread_mutex_lock(&stripe->mutex);
+    lock_mutex_lock(&stripe->mutex);
     number = find(stripe, owner);
     if (number != 0 && record_at(stripe, number)->place != 0) {
         record = record_at(stripe, number);
@@ -240,7 +240,7 @@ void lock_note_presence(rh_lock_table *table, uint32_t shard, uint64_t owner, bo
             settle(table, stripe, number);
         }
     }
-    pthread_mutex_unlock(&stripe->mutex);
+    lock_mutex_unlock(&stripe->mutex);
 }
 
 void lock_forget_deadline(rh_lock_table *table, uint64_t owner)
@@ -248,13 +248,13 @@ void lock_forget_deadline(rh_lock_table *table, uint64_t owner)
     struct lock_stripe *stripe = stripe_of(table, owner);
     uint32_t number;
 
-    pthread_mutex_lock(&stripe->mutex);
+    lock_mutex_lock(&stripe->mutex);
     number = find(stripe, owner);
     if (number != 0) {
         forget_deadline(stripe, number);
         settle(table, stripe, number);
     }
-    pthread_mutex_unlock(&stripe->mutex);
+    lock_mutex_unlock(&stripe->mutex);
 }
 
 /* Gives a new deadline to an owner that has one already. */
@@ -264,14 +264,14 @@ static bool renew(rh_lock_table *table, uint64_t owner, int64_t deadline)
     uint32_t number;
     bool found;
 
-    pthread_mutex_lock(&stripe->mutex);
+    lock_mutex_lock(&stripe->mutex);
     number = find(stripe, owner);
     found = number != 0 && record_at(stripe, number)->place != 0;
     if (found) {
         record_at(stripe, number)->deadline = deadline;
         sift(stripe, record_at(stripe, number)->place, number);
     }
-    pthread_mutex_unlock(&stripe->mutex);
+    lock_mutex_unlock(&stripe->mutex);
     return found;
 }
 
@@ -285,7 +285,7 @@ static rh_status begin_deadline(rh_lock_table *table, uint64_t owner, int64_t de
     if (renew(table, owner, deadline)) {
         return RH_OK;
     }
-    pthread_mutex_lock(&stripe->mutex);
+    lock_mutex_lock(&stripe->mutex);
     status = find_or_make(table, stripe, owner, &number);
     if (status == RH_OK) {
         struct record *record = record_at(stripe, number);
@@ -299,7 +299,7 @@ static rh_status begin_deadline(rh_lock_table *table, uint64_t owner, int64_t de
         }
         sift(stripe, ++stripe->heap_count, number);
     }
-    pthread_mutex_unlock(&stripe->mutex);
+    lock_mutex_unlock(&stripe->mutex);
     return status;
 }
 
@@ -339,9 +339,9 @@ void lock_count_expired(rh_lock_table *table, int64_t now, struct lock_room *roo
     for (size_t i = 0; i < LOCK_STRIPES; i++) {
         struct lock_stripe *stripe = &table->stripes[i];
 
-        pthread_mutex_lock(&stripe->mutex);
+        lock_mutex_lock(&stripe->mutex);
         count_expired(table, stripe, 1, now, room);
-        pthread_mutex_unlock(&stripe->mutex);
+        lock_mutex_unlock(&stripe->mutex);
     }
 }
 
@@ -350,7 +350,7 @@ bool lock_take_expired(rh_lock_table *table, size_t number, int64_t now, struct 
     struct lock_stripe *stripe = &table->stripes[number];
     bool found;
 
-    pthread_mutex_lock(&stripe->mutex);
+    lock_mutex_lock(&stripe->mutex);
     found = stripe->heap_count > 0 && deadline_at(stripe, 1) < now;
     if (found) {
         uint32_t top = stripe->heap[1];
@@ -360,6 +360,6 @@ bool lock_take_expired(rh_lock_table *table, size_t number, int64_t now, struct 
         forget_deadline(stripe, top);
         settle(table, stripe, top);
     }
-    pthread_mutex_unlock(&stripe->mutex);
+    lock_mutex_unlock(&stripe->mutex);
     return found;
 }

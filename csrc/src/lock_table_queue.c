@@ -20,13 +20,13 @@ static bool waits_here(rh_lock_table *table, const struct lock_shard *shard, uin
 
 /*
  * An upgrade that is granted past waiters makes them wait for its owner. As long as the owner
- * waits for nothing, no cycle can run through it. The fence pairs with the one in
- * rh_lock_request(): of a wait that begins unchecked because its owner seemed to hold nothing,
- * and an upgrade of that owner in another thread, one sees the other.
+ * waits for nothing, no cycle can run through it. A wait may begin unchecked because its owner
+ * seems to hold nothing, while that owner is here, in another thread: both add to the counter of
+ * waits, so that the one who comes later sees what the other one did before.
  */
 static bool may_pass(rh_lock_table *table, uint64_t owner)
 {
-    atomic_thread_fence(memory_order_seq_cst);
+    (void)atomic_fetch_add(&table->waiting, 0);
     return !lock_owner_tracked(table, owner) || lock_find_wait(table, owner).waiter == 0;
 }
 

@@ -51,9 +51,9 @@ rh_status rh_lock_release(rh_lock_table *table, const void *name, size_t name_by
     if (grants == NULL || !lock_make_key(table, name, name_bytes, owner, &key)) {
         return RH_INVALID_ARGUMENT;
     }
-    pthread_mutex_lock(&table->shards[key.shard].mutex);
+    lock_mutex_lock(&table->shards[key.shard].mutex);
     status = release(table, &table->shards[key.shard], &key, owner, grants);
-    pthread_mutex_unlock(&table->shards[key.shard].mutex);
+    lock_mutex_unlock(&table->shards[key.shard].mutex);
     return status;
 }
 
@@ -88,9 +88,9 @@ rh_status rh_lock_cancel(rh_lock_table *table, const void *name, size_t name_byt
     if (grants == NULL || !lock_make_key(table, name, name_bytes, owner, &key)) {
         return RH_INVALID_ARGUMENT;
     }
-    pthread_mutex_lock(&table->shards[key.shard].mutex);
+    lock_mutex_lock(&table->shards[key.shard].mutex);
     status = cancel(table, &table->shards[key.shard], &key, owner, grants);
-    pthread_mutex_unlock(&table->shards[key.shard].mutex);
+    lock_mutex_unlock(&table->shards[key.shard].mutex);
     return status;
 }
 
@@ -127,9 +127,9 @@ rh_status rh_lock_downgrade(rh_lock_table *table, const void *name, size_t name_
         !lock_make_key(table, name, name_bytes, owner, &key)) {
         return RH_INVALID_ARGUMENT;
     }
-    pthread_mutex_lock(&table->shards[key.shard].mutex);
+    lock_mutex_lock(&table->shards[key.shard].mutex);
     status = downgrade(table, &table->shards[key.shard], &key, owner, mode, grants);
-    pthread_mutex_unlock(&table->shards[key.shard].mutex);
+    lock_mutex_unlock(&table->shards[key.shard].mutex);
     return status;
 }
 

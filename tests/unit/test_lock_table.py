@@ -256,6 +256,57 @@ def test_an_upgrade_of_the_only_holder_is_granted_past_the_queue():
     assert table.waiters("a") == [(2, X)]
 
 
+def test_an_upgrade_does_not_pass_an_earlier_one_in_its_way():
+    table = LockTable()
+    for owner, mode in ((1, IS), (2, IS), (3, IX)):
+        table.request("a", owner, mode)
+    assert table.request("a", 1, S) == 0
+    assert table.try_acquire("a", 2, IX) == 0
+    assert table.request("a", 2, IX) == 0
+    assert seen(table.release("a", 3)) == [("a", 1, S)]
+    assert table.waiters("a") == [(2, IX)]
+
+
+def test_whoever_waits_may_try_for_other_names_and_for_what_it_holds():
+    table = LockTable()
+    token = table.request("a", 1)
+    table.request("b", 2)
+    assert table.request("b", 1) == 0
+    assert table.try_acquire("c", 1) > 0
+    assert table.acquire_many(["d", "e"], 1) is not None
+    assert table.try_acquire("a", 1, S) == token
+
+
+def test_more_of_a_name_that_is_waited_for_is_not_to_be_had():
+    table = LockTable()
+    table.request("a", 1, S)
+    assert table.request("a", 2, IX) == 0
+    assert table.try_acquire("a", 2, IS) == 0
+    assert table.acquire_many(["b", "a"], 2, IS) is None
+    assert table.holders("a") == [(1, S)]
+    # Neither for an upgrade that waits.
+    table.request("c", 1, IS)
+    table.request("c", 3, S)
+    token = table.request("c", 4, IS)
+    assert table.request("c", 4, X) == 0
+    assert table.try_acquire("c", 4, S) == 0
+    assert table.try_acquire("c", 4, IS) == token
+
+
+def test_an_upgrade_passes_nobody_while_its_owner_waits_elsewhere():
+    """Whoever it passed would wait for it, and here holds what its owner waits for."""
+    table = LockTable()
+    table.request("a", 1, IS)
+    table.request("a", 2, S)
+    table.request("b", 3)
+    assert table.request("a", 3, IX) == 0
+    assert table.request("b", 1) == 0
+    assert table.try_acquire("a", 1, S) == 0
+    assert table.acquire_many(["c", "a"], 1, S) is None
+    table.cancel("b", 1)
+    assert table.try_acquire("a", 1, S) > 0
+
+
 def test_a_waiter_that_gives_up_lets_those_behind_it_in():
     table = LockTable()
     table.request("a", 1, S)
@@ -357,6 +408,18 @@ def test_an_owner_that_goes_loses_everything_and_everybody_behind_it_comes():
     assert len(table) == 3
 
 
+def test_an_upgrade_whose_hold_is_let_go_still_waits_at_its_place():
+    table = LockTable()
+    table.request("a", 1, S)
+    table.request("a", 2, S)
+    assert table.request("a", 3, X) == table.request("a", 1, X) == 0
+    assert table.release("a", 1) == []
+    assert table.mode("a", 1) is None
+    assert table.waiters("a") == [(1, X), (3, X)]
+    assert seen(table.release("a", 2)) == [("a", 1, X)]
+    assert seen(table.release("a", 1)) == [("a", 3, X)]
+
+
 def test_a_downgrade_lets_in_whoever_then_fits_and_keeps_token_and_count():
     table = LockTable()
     token = table.request("a", 1, X)
@@ -412,6 +475,15 @@ def test_many_that_are_held_keep_their_tokens():
     assert len(set(tokens)) == 1000
     assert table.acquire_many([f"n{i}".encode() for i in range(1000)], 1, IS) == tokens
     assert len(table) == 1000
+
+
+def test_a_deadline_may_come_before_the_first_acquisition():
+    table = LockTable()
+    table.renew(1, 10)
+    table.request("a", 1)
+    assert table.try_acquire("b", 1) > 0
+    assert table.expire(11) == []
+    assert len(table) == 0
 
 
 def test_deadlines_are_past_only_when_now_is_greater():

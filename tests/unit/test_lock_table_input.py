@@ -4,7 +4,6 @@ Method: every argument of every method in turn is replaced by wrong types and wr
 a holder and a waiter whose state is compared before and after.
 """
 
-import contextlib
 import pickle
 
 import pytest
@@ -51,19 +50,8 @@ def test_text_and_its_bytes_are_one_name(text):
 
 def test_names_that_differ_in_one_byte_are_two():
     table = LockTable()
-    names = [
-        "a",
-        "a\0",
-        "\0a",
-        "a\0\0",
-        "A",
-        "a ",
-        "x" * 23,
-        "x" * 24,
-        "x" * 31,
-        "x" * 32,
-        "x" * 33,
-    ]
+    names = ["a", "a\0", "\0a", "a\0\0", "A", "a "]
+    names += ["x" * length for length in range(1, 130)]
     names += ["y" * 4095, "y" * 4096, "y" * 4095 + "z"]
     tokens = {table.try_acquire(name, owner) for owner, name in enumerate(names, 1)}
     assert 0 not in tokens
@@ -178,15 +166,10 @@ def test_a_table_takes_no_arguments_and_does_not_pickle():
 def test_names_that_fail_while_they_are_read_acquire_nothing():
     table = LockTable()
 
-    class Names(list):
-        def __iter__(self):
-            yield "a"
-            raise RuntimeError("gone")
+    def names():
+        yield "a"
+        raise RuntimeError("gone")
 
-        def __getitem__(self, index):
-            raise RuntimeError("gone")
-
-    with contextlib.suppress(RuntimeError):
-        table.acquire_many(Names(["a", "b"]), 1)
-        table.release_owner(1)
+    with pytest.raises((RuntimeError, TypeError)):
+        table.acquire_many(names(), 1)
     assert len(table) == 0
