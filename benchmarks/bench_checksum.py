@@ -1,4 +1,5 @@
-"""Checksums beside the xxhash package, which computes the same functions.
+"""Checksums beside the xxhash package, which computes the same functions, and copies with
+checksums beside copies without.
 
 Sizes are tiny unless RINGHOLD_BENCH=full, so that every test run also runs this file. What was
 timed is compared with the peer's result.
@@ -13,7 +14,7 @@ import pytest
 import xxhash
 
 from pairs import FULL, in_turns, report
-from ringhold.core import checksum, checksum_blocks, digest
+from ringhold.core import Digest, checksum, checksum_blocks, copy_checksum_blocks, digest
 
 BLOCK = 64 << 10
 SIZES = (64, 4 << 10, BLOCK, 1 << 20, 64 << 20) if FULL else (64, BLOCK + 1)
@@ -23,6 +24,18 @@ BYTES_PER_ROUND = 256 << 20 if FULL else 1 << 16
 def peer_blocks(data: bytes) -> list[int]:
     view = memoryview(data)
     return [xxhash.xxh3_64_intdigest(view[i : i + BLOCK]) for i in range(0, len(data), BLOCK)]
+
+
+def in_pieces(kind: Callable[[], Any]) -> Callable[[bytes], bytes]:
+    """Streams `data` in blocks through a new digest of that kind."""
+
+    def run(data: bytes) -> bytes:
+        stream, view = kind(), memoryview(data)
+        for i in range(0, len(data), BLOCK):
+            stream.update(view[i : i + BLOCK])
+        return bytes(stream.digest())
+
+    return run
 
 
 def repeated(function: Callable[[bytes], Any], data: bytes, times: int) -> Callable[[int], None]:
@@ -37,6 +50,7 @@ FUNCTIONS = {
     "checksum": (checksum, xxhash.xxh3_64_intdigest),
     "digest": (digest, xxhash.xxh3_128_digest),
     "checksum_blocks": (checksum_blocks, peer_blocks),
+    "Digest": (in_pieces(Digest), in_pieces(xxhash.xxh3_128)),
 }
 
 
@@ -52,3 +66,27 @@ def test_as_fast_as_the_xxhash_package(benchmark: Any, name: str, size: int) -> 
     result = ours(data)
     assert (list(result) if name == "checksum_blocks" else result) == peer(data)
     report(benchmark, seconds, [(label, "xxhash")], times, "calls")
+
+
+@pytest.mark.parametrize("size", [64 << 20, 4 << 20, BLOCK] if FULL else [BLOCK + 1])
+def test_a_copy_with_checksums_costs_little_more_than_one_without(
+    benchmark: Any, size: int
+) -> None:
+    source = bytes(range(256)) * (size // 256) + bytes(range(size % 256))
+    # Both ways write here: memcpy's speed depends on how its two buffers are aligned.
+    target = memoryview(bytearray(size))
+
+    def copy(data: bytes) -> None:
+        target[:] = data
+
+    times = max(1, BYTES_PER_ROUND // size)
+    label = f"copy_checksum_blocks of {size} B"
+    ways = {
+        label: repeated(lambda data: copy_checksum_blocks(target, data), source, times),
+        "memcpy": repeated(copy, source, times),
+    }
+    seconds = benchmark.pedantic(in_turns, (ways,), rounds=1)
+    target[:] = bytes(size)
+    assert list(copy_checksum_blocks(target, source)) == peer_blocks(source)
+    assert target == source
+    report(benchmark, seconds, [(label, "memcpy")], times, "calls")

@@ -15,6 +15,8 @@ REPORT: list[str] = []
 """Lines for the end of the run, at full size."""
 
 Seconds = dict[str, list[float]]
+Spread = dict[str, float]
+"""median, min and max."""
 
 
 def in_turns(ways: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS) -> Seconds:
@@ -30,20 +32,24 @@ def in_turns(ways: Mapping[str, Callable[[int], object]], rounds: int = ROUNDS) 
     return seconds
 
 
-def speed_ratio(seconds: Seconds, name: str, peer: str) -> dict[str, float]:
-    """How many times as fast as `peer`: above 1 means faster."""
-    found = [b / a for a, b in zip(seconds[name], seconds[peer], strict=True)]
+def spread_of(found: list[float]) -> Spread:
     return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+
+
+def speed_ratio(seconds: Seconds, name: str, peer: str) -> Spread:
+    """How many times as fast as `peer`: above 1 means faster."""
+    return spread_of([b / a for a, b in zip(seconds[name], seconds[peer], strict=True)])
 
 
 def report(
     benchmark: Any, seconds: Seconds, pairs: list[tuple[str, str]], amount: float, unit: str
 ) -> None:
-    """Notes the ratios in the benchmark and, at full size, in the report."""
+    """Notes in the benchmark the seconds per unit of each way and the ratio of each pair, and at
+    full size prints them at the end of the run."""
     lines = []
     for name, found in seconds.items():
+        benchmark.extra_info[name] = spread_of([taken / amount for taken in found])
         rate = amount / statistics.median(found)
-        benchmark.extra_info[name] = rate
         lines.append(f"{name}: {rate:.4g} {unit}/s")
     for name, peer in pairs:
         ratio = speed_ratio(seconds, name, peer)
@@ -51,3 +57,10 @@ def report(
         lines.append("{} / {}: {median:.2f} ({min:.2f} to {max:.2f})".format(name, peer, **ratio))
     if FULL:
         REPORT.extend(lines)
+
+
+def figure(benchmark: Any, name: str, values: list[float], unit: str) -> None:
+    """Notes what no clock measured, a count or a share of counts, in the same way."""
+    spread = benchmark.extra_info[name] = spread_of(values)
+    if FULL:
+        REPORT.append("{}: {median:.4g} {} ({min:.4g} to {max:.4g})".format(name, unit, **spread))

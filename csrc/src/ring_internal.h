@@ -1,5 +1,5 @@
 /*
- * The inside of a ring, shared by the file that builds rings and the one that searches them.
+ * The inside of a ring, shared by the files that build rings, search them and write them down.
  */
 #ifndef RINGHOLD_SRC_RING_INTERNAL_H
 #define RINGHOLD_SRC_RING_INTERNAL_H
@@ -21,9 +21,9 @@ struct ring_slot {
 };
 
 /*
- * points[0 … count) ascend and owners[] tell their slots; of equal points the smaller name comes
- * first. Behind them points[] is padded with UINT64_MAX and owners[] with owners[0], so that a
- * search past the last point wraps without a branch.
+ * points[0 … count) ascend and owners[] tell their slots; equal points stand in the profile's
+ * order of ties. Behind them points[] is padded with UINT64_MAX and owners[] with owners[0], so
+ * that a search past the last point wraps without a branch.
  *
  * directory[i] is the position of the first point whose top bits are >= i: a search starts there
  * and, hashes being uniform, ends a compare or two later.
@@ -36,10 +36,13 @@ struct rh_ring {
     size_t text_bytes;
 
     uint64_t *points;
+    uint64_t *low; /* the lower halves of points of 128 bits, otherwise NULL */
     uint32_t *owners;
     size_t point_count;
     uint32_t *directory;
     unsigned shift;
+    rh_ring_profile profile;
+    uint64_t after; /* 1 where a hash equal to a point is owned by the next one, otherwise 0 */
 
     uint32_t *zone_usable; /* usable slots of each zone */
     size_t zone_count;
@@ -49,15 +52,57 @@ struct rh_ring {
     uint32_t vnodes;
 };
 
+int ring_compare_bytes(const void *a, size_t a_bytes, const void *b, size_t b_bytes);
 int ring_compare_names(const struct ring_slot *a, const struct ring_slot *b);
 
+/* Whether the slot of that name exists, present or removed, and its number. */
+bool ring_find_slot(const rh_ring *ring, const void *name, size_t name_bytes, uint32_t *out);
+
 /*
- * Fills in points, owners and directory: the points of `old` (NULL: none) whose nodes are still
- * present in `ring`, merged with those of the `fresh` slots, which come in order of their names
- * and have no points in `old`.
+ * Fills in points, owners and directory. Slots that `old` (NULL: none) knows with as many points
+ * keep the ones they have there; the points of all others are made and merged with them.
  */
-rh_status ring_place_points(rh_ring *ring, const rh_ring *old, struct ring_slot *const *fresh,
-                            size_t fresh_count);
+rh_status ring_place_points(rh_ring *ring, const rh_ring *old);
+
+/* What sets one profile apart from another, besides its strings and its counts. */
+struct ring_profile {
+    unsigned hash_bits;
+    bool after;      /* the owner of a hash is the first point > it, not the first >= it */
+    bool by_number;  /* equal points are owned by the lower number, not by the smaller name */
+    bool any_vnodes; /* RH_RING_VNODES_DEFAULT alone otherwise */
+};
+
+/* NULL: there is no such profile. */
+const struct ring_profile *ring_profile(rh_ring_profile profile);
+
+/*
+ * Sets the number of points of every slot. RH_INVALID_ARGUMENT for a weight that the profile
+ * has no notion of, RH_TOO_LARGE.
+ */
+rh_status ring_count_points(rh_ring *ring);
+
+struct ring_point {
+    uint64_t high;
+    uint32_t owner;
+    uint32_t made; /* where its lower half is, in order of making */
+};
+
+/*
+ * Sorts by position; points that are equal keep the order they came in, which is that of ties.
+ * `low` is NULL unless they have 128 bits. Returns which of the two arrays ended up sorted.
+ */
+struct ring_point *ring_sort_points(struct ring_point *points, struct ring_point *scratch,
+                                    size_t count, const uint64_t *low);
+
+/* What ring_form_points() needs of `text` besides the name: '/', ':', a port, '-', an index. */
+#define RING_TEXT_EXTRA 32
+
+/* Forms the points of a slot; `low` is NULL unless they have 128 bits. `text` is scratch. */
+void ring_form_points(rh_ring_profile profile, const struct ring_slot *slot, char *text,
+                      struct ring_point *points, uint64_t *low);
+
+/* Where a key lies, for every profile but the first, whose hash is inlined where it is used. */
+rh_ring_position ring_hash_key(rh_ring_profile profile, const void *key, size_t key_bytes);
 
 /*
  * Position of the first point >= hash in [low, high), high when there is none. The plain binary
@@ -67,5 +112,8 @@ size_t ring_search_plain(const rh_ring *ring, size_t low, size_t high, uint64_t 
 
 /* The same over all points by way of the directory. */
 size_t ring_search(const rh_ring *ring, uint64_t hash);
+
+/* The point that owns a position, for every profile; the count of points stands for the first. */
+size_t ring_search_position(const rh_ring *ring, rh_ring_position position);
 
 #endif

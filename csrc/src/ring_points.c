@@ -3,32 +3,30 @@
 #include <string.h>
 
 #include "ring_internal.h"
-#include "xxh3.h"
-
-struct point {
-    uint64_t hash;
-    uint32_t owner;
-};
 
 /*
  * Least significant digit first and stable: points that are equal keep the order they came in,
- * which is that of their nodes' names.
+ * which is that of ties. Returns which of the two arrays ended up sorted; digits that all points
+ * share, as the lower half of points of 32 bits, cost nothing.
  */
-static void radix_sort(struct point *points, struct point *scratch, size_t count)
+static struct ring_point *radix_sort(struct ring_point *points, struct ring_point *scratch,
+                                     size_t count)
 {
     enum { DIGITS = 8, VALUES = 256 };
     size_t starts[DIGITS][VALUES] = {{0}};
 
     for (size_t i = 0; i < count; i++) {
         for (unsigned digit = 0; digit < DIGITS; digit++) {
-            starts[digit][(points[i].hash >> (8 * digit)) & 0xff]++;
+            starts[digit][(points[i].high >> (8 * digit)) & 0xff]++;
         }
     }
-    for (unsigned digit = 0; digit < DIGITS; digit++) {
-        struct point *from = digit % 2 == 0 ? points : scratch;
-        struct point *to = digit % 2 == 0 ? scratch : points;
+    for (unsigned digit = 0; count > 0 && digit < DIGITS; digit++) {
+        struct ring_point *sorted = scratch;
         size_t position = 0;
 
+        if (starts[digit][(points[0].high >> (8 * digit)) & 0xff] == count) {
+            continue;
+        }
         for (size_t value = 0; value < VALUES; value++) {
             size_t occurs = starts[digit][value];
 
@@ -36,53 +34,104 @@ static void radix_sort(struct point *points, struct point *scratch, size_t count
             position += occurs;
         }
         for (size_t i = 0; i < count; i++) {
-            to[starts[digit][(from[i].hash >> (8 * digit)) & 0xff]++] = from[i];
+            sorted[starts[digit][(points[i].high >> (8 * digit)) & 0xff]++] = points[i];
         }
+        scratch = points;
+        points = sorted;
+    }
+    return points;
+}
+
+/* Puts points of equal upper halves, which chance hardly ever makes, in order of the lower. */
+static void sort_by_low(struct ring_point *points, size_t count, const uint64_t *low)
+{
+    for (size_t i = 1; i < count; i++) {
+        struct ring_point moved = points[i];
+        size_t to = i;
+
+        while (to > 0 && points[to - 1].high == moved.high &&
+               low[points[to - 1].made] > low[moved.made]) {
+            points[to] = points[to - 1];
+            to--;
+        }
+        points[to] = moved;
     }
 }
 
-/* The points of `slots`, which come in order of their names, sorted. `out` is for free(). */
-static rh_status make_points(const rh_ring *ring, struct ring_slot *const *slots, size_t count,
-                             struct point **out, size_t *out_count)
+struct ring_point *ring_sort_points(struct ring_point *points, struct ring_point *scratch,
+                                    size_t count, const uint64_t *low)
 {
-    rh_status status = RH_NO_MEMORY;
-    size_t total = 0, longest = 0, made = 0;
-    unsigned char *text = NULL;
-    struct point *points = NULL;
+    struct ring_point *sorted = radix_sort(points, scratch, count);
 
-    for (size_t i = 0; i < count; i++) {
-        total += slots[i]->points;
-        longest = slots[i]->name_bytes > longest ? slots[i]->name_bytes : longest;
-        if (total > RH_RING_POINTS_MAX || longest > SIZE_MAX - 5) {
+    if (low) {
+        sort_by_low(sorted, count, low);
+    }
+    return sorted;
+}
+
+/* Points to be merged into a ring: sorted, in `memory` with the scratch of the sort. */
+struct fresh {
+    struct ring_point *memory;
+    struct ring_point *points;
+    uint64_t *low; /* by ring_point.made; NULL unless points have 128 bits */
+    size_t count;
+};
+
+static bool is_kept(const rh_ring *ring, const rh_ring *old, size_t slot)
+{
+    return old && slot < old->slot_count && ring->slots[slot].points == old->slots[slot].points;
+}
+
+/* The slot that comes `i`-th when points are equal. */
+static uint32_t tie_order(const rh_ring *ring, size_t i)
+{
+    return ring_profile(ring->profile)->by_number ? (uint32_t)i : ring->by_name[i];
+}
+
+/* The points of the slots that do not keep those in `old`. */
+static rh_status make_points(const rh_ring *ring, const rh_ring *old, struct fresh *fresh)
+{
+    bool has_low = ring_profile(ring->profile)->hash_bits > 64;
+    size_t all = 0, total = 0, longest = 0, made = 0;
+    rh_status status = RH_NO_MEMORY;
+    char *text;
+
+    for (size_t i = 0; i < ring->slot_count; i++) {
+        const struct ring_slot *slot = &ring->slots[i];
+
+        all += slot->points;
+        if (!is_kept(ring, old, i)) {
+            total += slot->points;
+            longest = slot->name_bytes > longest ? slot->name_bytes : longest;
+        }
+        if (all > RH_RING_POINTS_MAX || longest > SIZE_MAX - RING_TEXT_EXTRA) {
             return RH_TOO_LARGE;
         }
     }
-    text = malloc(longest + 5);
-    points = malloc((2 * total + 1) * sizeof *points); /* the second half is the sort's scratch */
-    if (text == NULL || points == NULL) {
+    text = malloc(longest + RING_TEXT_EXTRA);
+    fresh->memory = malloc((2 * total + 1) * sizeof *fresh->memory);
+    fresh->low = has_low ? malloc((total + 1) * sizeof *fresh->low) : NULL;
+    if (text == NULL || fresh->memory == NULL || (has_low && fresh->low == NULL)) {
         goto out;
     }
-    for (size_t i = 0; i < count; i++) {
-        size_t end = slots[i]->name_bytes;
+    for (size_t i = 0; i < ring->slot_count; i++) {
+        uint32_t number = tie_order(ring, i);
+        const struct ring_slot *slot = &ring->slots[number];
 
-        memcpy(text, slots[i]->name, end);
-        text[end] = '#';
-        for (uint32_t k = 0; k < slots[i]->points; k++) {
-            text[end + 1] = (unsigned char)k;
-            text[end + 2] = (unsigned char)(k >> 8);
-            text[end + 3] = (unsigned char)(k >> 16);
-            text[end + 4] = (unsigned char)(k >> 24);
-            points[made].hash = XXH3_64bits(text, end + 5);
-            points[made++].owner = (uint32_t)(slots[i] - ring->slots);
+        if (is_kept(ring, old, number)) {
+            continue;
+        }
+        ring_form_points(ring->profile, slot, text, fresh->memory + made,
+                         has_low ? fresh->low + made : NULL);
+        for (size_t end = made + slot->points; made < end; made++) {
+            fresh->memory[made].owner = number;
+            fresh->memory[made].made = (uint32_t)made;
         }
     }
-    radix_sort(points, points + total, total);
-    *out = points;
-    *out_count = total;
-    points = NULL;
+    fresh->points = ring_sort_points(fresh->memory, fresh->memory + total, total, fresh->low);
+    fresh->count = total;
     status = RH_OK;
 out:
-    free(points);
     free(text);
     return status;
 }
@@ -98,7 +147,7 @@ static rh_status points_kept(const rh_ring *ring, const rh_ring *old, bool **out
 
     *out = NULL;
     for (size_t i = 0; i < old->slot_count; i++) {
-        all = all && (ring->slots[i].present || old->slots[i].points == 0);
+        all = all && is_kept(ring, old, i);
     }
     if (all) {
         return RH_OK;
@@ -108,7 +157,7 @@ static rh_status points_kept(const rh_ring *ring, const rh_ring *old, bool **out
         return RH_NO_MEMORY;
     }
     for (size_t i = 0; i < old->slot_count; i++) {
-        kept[i] = ring->slots[i].present;
+        kept[i] = is_kept(ring, old, i);
     }
     return RH_OK;
 }
@@ -121,9 +170,17 @@ static void append_kept(rh_ring *ring, const rh_ring *old, const bool *kept, siz
     if (kept == NULL) {
         memcpy(ring->points + count, old->points + from, (to - from) * sizeof *ring->points);
         memcpy(ring->owners + count, old->owners + from, (to - from) * sizeof *ring->owners);
+        if (ring->low) {
+            memcpy(ring->low + count, old->low + from, (to - from) * sizeof *ring->low);
+        }
         ring->point_count += to - from;
         return;
     }
+    for (size_t i = from; ring->low && i < to; i++) {
+        ring->low[count] = old->low[i];
+        count += kept[old->owners[i]];
+    }
+    count = ring->point_count;
     for (size_t i = from; i < to; i++) {
         ring->points[count] = old->points[i];
         ring->owners[count] = old->owners[i];
@@ -132,14 +189,30 @@ static void append_kept(rh_ring *ring, const rh_ring *old, const bool *kept, siz
     ring->point_count = count;
 }
 
-/* Where a fresh point goes among the old ones: behind equal ones of smaller names. */
-static size_t place_of(const rh_ring *ring, const rh_ring *old, size_t from, struct point fresh)
+/* Whether a point of `old` comes before a fresh one with the same upper half. */
+static bool comes_before(const rh_ring *ring, const rh_ring *old, size_t place,
+                         const struct ring_point *point, const uint64_t *low)
 {
-    size_t place = old->point_count > 0 ? ring_search(old, fresh.hash) : 0;
+    uint32_t owner = old->owners[place];
+
+    if (low && old->low[place] != low[point->made]) {
+        return old->low[place] < low[point->made];
+    }
+    if (ring_profile(ring->profile)->by_number) {
+        return owner < point->owner;
+    }
+    return ring_compare_names(&ring->slots[owner], &ring->slots[point->owner]) < 0;
+}
+
+/* Where a fresh point goes among the old ones: behind equal ones that come before it. */
+static size_t place_of(const rh_ring *ring, const rh_ring *old, size_t from,
+                       const struct ring_point *point, const uint64_t *low)
+{
+    size_t place = old->point_count > 0 ? ring_search(old, point->high) : 0;
 
     place = place < from ? from : place;
-    while (place < old->point_count && old->points[place] == fresh.hash &&
-           ring_compare_names(&ring->slots[old->owners[place]], &ring->slots[fresh.owner]) < 0) {
+    while (place < old->point_count && old->points[place] == point->high &&
+           comes_before(ring, old, place, point, low)) {
         place++;
     }
     return place;
@@ -173,38 +246,40 @@ static rh_status build_directory(rh_ring *ring)
     return RH_OK;
 }
 
-/* The points of `old` (NULL: none) less those of absent nodes, merged with the fresh ones. */
-static rh_status merge_points(rh_ring *ring, const rh_ring *old, const struct point *fresh,
-                              size_t fresh_count)
+/* The points of `old` (NULL: none) that are kept, merged with the fresh ones. */
+static rh_status merge_points(rh_ring *ring, const rh_ring *old, const struct fresh *fresh)
 {
     size_t old_count = old ? old->point_count : 0;
-    size_t room = old_count + fresh_count + RING_LANES;
+    size_t room = old_count + fresh->count + RING_LANES;
     size_t from = 0;
     bool *kept = NULL;
 
     ring->points = malloc(room * sizeof *ring->points);
     ring->owners = malloc(room * sizeof *ring->owners);
-    if (ring->points == NULL || ring->owners == NULL ||
+    ring->low = fresh->low ? malloc(room * sizeof *ring->low) : NULL;
+    if (ring->points == NULL || ring->owners == NULL || (fresh->low && ring->low == NULL) ||
         (old && points_kept(ring, old, &kept) != RH_OK)) {
         return RH_NO_MEMORY;
     }
-    for (size_t i = 0; i < fresh_count; i++) {
+    for (size_t i = 0; i < fresh->count; i++) {
+        const struct ring_point *point = &fresh->points[i];
+
         if (old) {
-            size_t place = place_of(ring, old, from, fresh[i]);
+            size_t place = place_of(ring, old, from, point, fresh->low);
 
             append_kept(ring, old, kept, from, place);
             from = place;
         }
-        ring->points[ring->point_count] = fresh[i].hash;
-        ring->owners[ring->point_count++] = fresh[i].owner;
+        if (ring->low) {
+            ring->low[ring->point_count] = fresh->low[point->made];
+        }
+        ring->points[ring->point_count] = point->high;
+        ring->owners[ring->point_count++] = point->owner;
     }
     if (old) {
         append_kept(ring, old, kept, from, old_count);
     }
     free(kept);
-    if (ring->point_count > RH_RING_POINTS_MAX) {
-        return RH_TOO_LARGE;
-    }
     for (size_t i = 0; i < RING_LANES; i++) {
         ring->points[ring->point_count + i] = UINT64_MAX;
         ring->owners[ring->point_count + i] = ring->point_count > 0 ? ring->owners[0] : 0;
@@ -212,16 +287,15 @@ static rh_status merge_points(rh_ring *ring, const rh_ring *old, const struct po
     return build_directory(ring);
 }
 
-rh_status ring_place_points(rh_ring *ring, const rh_ring *old, struct ring_slot *const *fresh,
-                            size_t fresh_count)
+rh_status ring_place_points(rh_ring *ring, const rh_ring *old)
 {
-    struct point *points = NULL;
-    size_t count = 0;
-    rh_status status = make_points(ring, fresh, fresh_count, &points, &count);
+    struct fresh fresh = {0};
+    rh_status status = make_points(ring, old, &fresh);
 
     if (status == RH_OK) {
-        status = merge_points(ring, old, points, count);
+        status = merge_points(ring, old, &fresh);
     }
-    free(points);
+    free(fresh.low);
+    free(fresh.memory);
     return status;
 }

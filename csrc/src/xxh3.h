@@ -6,7 +6,6 @@
 #define RINGHOLD_SRC_XXH3_H
 
 #define XXH_INLINE_ALL
-#define XXH_NO_STREAM
 #include <xxhash.h>
 
 #endif

@@ -37,7 +37,15 @@ from ringhold.errors import (
     Unavailable,
     Wounded,
 )
-from ringhold.types import Entry, EventKind, Node, NodeSpec, PlacementWarning
+from ringhold.types import (
+    Entry,
+    EventKind,
+    Mode,
+    Node,
+    NodeSpec,
+    PlacementWarning,
+    TableGrant,
+)
 
 if TYPE_CHECKING:
     from ringhold import aio
@@ -45,7 +53,18 @@ if TYPE_CHECKING:
     from ringhold.cluster import Cluster
     from ringhold.cluster import create as create
     from ringhold.cluster import open as open
-    from ringhold.core import Ring, checksum, checksum_blocks, digest
+    from ringhold.core import (
+        Digest,
+        Layout,
+        LayoutPlan,
+        LockTable,
+        Ring,
+        checksum,
+        checksum_blocks,
+        copy_checksum_blocks,
+        digest,
+    )
+    from ringhold.core.ring_results import Move, Placement, RingDiff
     from ringhold.locks.handles import Grant, Lock
     from ringhold.locks.records import LockParty
     from ringhold.store.kv import KeyEvent as Event
@@ -57,16 +76,24 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cluster": "ringhold.cluster",
     "ClusterStatus": "ringhold.assembly.administration",
+    "Digest": "ringhold.core",
     "Event": "ringhold.store.kv:KeyEvent",
     "Grant": "ringhold.locks.handles",
+    "Layout": "ringhold.core",
+    "LayoutPlan": "ringhold.core",
     "Lock": "ringhold.locks.handles",
     "LockParty": "ringhold.locks.records",
+    "LockTable": "ringhold.core",
+    "Move": "ringhold.core.ring_results",
     "NodeStatus": "ringhold.assembly.administration",
+    "Placement": "ringhold.core.ring_results",
     "Ring": "ringhold.core",
+    "RingDiff": "ringhold.core.ring_results",
     "Transaction": "ringhold.transactions.blocking",
     "TransactionStatus": "ringhold.transactions.transaction",
     "checksum": "ringhold.core",
     "checksum_blocks": "ringhold.core",
+    "copy_checksum_blocks": "ringhold.core",
     "create": "ringhold.cluster",
     "digest": "ringhold.core",
     "open": "ringhold.cluster",
@@ -82,17 +109,23 @@ __all__ = [
     "Conflict",
     "Corrupt",
     "DeadlockError",
+    "Digest",
     "EmptyRing",
     "Entry",
     "Event",
     "EventKind",
     "Grant",
     "InvalidInput",
+    "Layout",
+    "LayoutPlan",
     "Lock",
     "LockError",
     "LockLost",
     "LockParty",
+    "LockTable",
     "LockTimeout",
+    "Mode",
+    "Move",
     "NoQuorum",
     "Node",
     "NodeDown",
@@ -101,12 +134,15 @@ __all__ = [
     "NotEnoughNodes",
     "NotOwned",
     "OutcomeUnknown",
+    "Placement",
     "PlacementWarning",
     "Ring",
+    "RingDiff",
     "RingholdError",
     "SessionExpired",
     "StaleToken",
     "StoreUnavailable",
+    "TableGrant",
     "Transaction",
     "TransactionAborted",
     "TransactionStatus",
@@ -116,6 +152,7 @@ __all__ = [
     "aio",
     "checksum",
     "checksum_blocks",
+    "copy_checksum_blocks",
     "digest",
 ]
 

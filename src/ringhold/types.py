@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ringhold.errors import InvalidInput
 
@@ -43,11 +44,19 @@ def decode_name(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
+def check_number(value: float, what: str) -> float:
+    """`value` as a float; TypeError for no int or float, InvalidInput for an int too big."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InvalidInput(f"{what} is beyond the largest float") from error
+
+
 def check_weight(weight: float, what: str) -> float:
     """`weight` as a float; InvalidInput when negative, NaN or infinite."""
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise TypeError(f"weight of {what} must be a number, not {type(weight).__name__}")
-    value = float(weight)
+    value = check_number(weight, f"weight of {what}")
     if not math.isfinite(value) or value < 0:
         raise InvalidInput(f"weight of {what} must be finite and not negative, not {weight!r}")
     return value
@@ -100,3 +109,23 @@ class Event:
     key: bytes
     value: bytes | None
     revision: int
+
+
+class Mode(enum.Enum):
+    """How a name of a `LockTable` is held; the values are taken as strings wherever a mode is."""
+
+    INTENT_SHARED = "intent_shared"
+    INTENT_EXCLUSIVE = "intent_exclusive"
+    SHARED = "shared"
+    UPDATE = "update"
+    SHARED_INTENT_EXCLUSIVE = "shared_intent_exclusive"
+    EXCLUSIVE = "exclusive"
+
+
+class TableGrant(NamedTuple):
+    """A waiter of a `LockTable` that got the name: `mode` is what it holds now."""
+
+    name: str
+    owner: int
+    token: int
+    mode: Mode

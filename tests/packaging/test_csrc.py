@@ -4,31 +4,13 @@ Method: CMake configures csrc into a fresh directory, once alone and once from t
 runs what came out; ctest is asked first how many tests there are, so that none is skipped unseen.
 """
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-# CMake may be the one of the test extra, in a virtual environment that was not activated.
-BESIDE_PYTHON = str(Path(sys.executable).parent)
-ENVIRONMENT = os.environ | {"PATH": os.pathsep.join([BESIDE_PYTHON, os.environ["PATH"]])}
-
-
-def start(*command):
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-
-
-def run(*command):
-    done = start(*command)
-    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+from native import ROOT, build, run, run_tests, start
 
 
 @pytest.fixture(scope="module")
@@ -45,23 +27,17 @@ def xxhash_directory(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("source", "sanitizers"),
-    [("csrc", ""), (".", ""), ("csrc", "address,undefined")],
-    ids=["alone", "from-the-top", "sanitized"],
+    [("csrc", ""), (".", ""), ("csrc", "address,undefined"), ("csrc", "thread")],
+    ids=["alone", "from-the-top", "sanitized", "threads-sanitized"],
 )
 def test_the_core_builds_and_passes_its_tests(source, sanitizers, tmp_path, xxhash_directory):
-    run(
-        "cmake",
-        "-S", str(ROOT / source),
-        "-B", str(tmp_path),
-        "-DRINGHOLD_BUILD_TESTS=ON",
+    build(
+        ROOT / source,
+        tmp_path,
         f"-DRINGHOLD_SANITIZE={sanitizers}",
         f"-DxxHash_INCLUDE_DIR={xxhash_directory}",
-    )  # fmt: skip
-    run("cmake", "--build", str(tmp_path), "--parallel", "2")
-    sources = [*(ROOT / "csrc/tests").glob("test_*.c"), *(ROOT / "csrc/tests").glob("test_*.cpp")]
-    listed = run("ctest", "--test-dir", str(tmp_path), "--show-only")
-    assert f"Total Tests: {len(sources)}" in listed
-    run("ctest", "--test-dir", str(tmp_path), "--output-on-failure")
+    )
+    run_tests(tmp_path)
 
 
 def test_without_the_header_and_fetching_off_one_line_says_what_to_do(tmp_path):

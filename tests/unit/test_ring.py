@@ -9,15 +9,12 @@ import copy
 import doctest
 import itertools
 import pickle
-import random
-import sys
-import threading
 import warnings
 
 import pytest
 import xxhash
 
-from ringhold.core import Ring, _ring
+from ringhold.core import Ring, _ring, ring_results
 from ringhold.errors import EmptyRing, InvalidInput, NotEnoughNodes
 from ringhold.types import Node, PlacementWarning
 
@@ -159,6 +156,39 @@ def test_text_and_bytes_are_one_name():
 def test_membership_of_what_is_no_name_is_false():
     assert 5 not in Ring(["a"])
     assert None not in Ring(["a"])
+    assert "\ud800" not in Ring(["a"])
+
+
+def test_a_new_weight_moves_keys_only_to_or_from_the_node():
+    ring = Ring([Node("a", 1, "z"), Node("b"), Node("c")])
+    before = {key: ring[key] for key in KEYS}
+    ring.reweight("a", 3)
+    assert ring.weights == {"a": 3.0, "b": 1.0, "c": 1.0}
+    assert ring.zones["a"] == "z"
+    assert {ring[key] for key in KEYS if ring[key] != before[key]} == {"a"}
+    ring.reweight(b"a", 0)
+    assert "a" in ring
+    assert "a" not in {ring[key] for key in KEYS}
+    ring.reweight("a", 1.0)
+    assert ring.names == ("a", "b", "c")
+    assert {key: ring[key] for key in KEYS} == before
+
+
+def test_wrong_reweighting_changes_nothing():
+    ring = Ring(["a", "b"])
+    ring.remove("b")
+    same = ring.copy()
+    for name in ("nobody", "b"):
+        with pytest.raises(KeyError, match=name):
+            ring.reweight(name, 1)
+    for name, weight in ((5, 1.0), ("a", "1"), ("a", None)):
+        with pytest.raises(TypeError):
+            ring.reweight(name, weight)
+    for weight in (-1, float("nan"), float("inf"), 1e300, 10**400):
+        with pytest.raises(InvalidInput):
+            ring.reweight("a", weight)
+    assert ring == same
+    assert ring.names == same.names
 
 
 # Replicas
@@ -240,85 +270,6 @@ def test_no_replicas_are_an_empty_tuple():
         Ring(["a"]).replicas("key", 10**30)
 
 
-# Batches
-
-
-@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 127, 128, 500])
-def test_batches_of_keys_and_of_hashes(count):
-    ring = Ring(f"n{i}" for i in range(10))
-    expected = [ring[key] for key in KEYS[:count]]
-    mixed = [key if i % 2 else key.encode() for i, key in enumerate(KEYS[:count])]
-    hashes = array.array("Q", [hash_of(key) for key in KEYS[:count]])
-    for keys in (mixed, tuple(mixed), hashes, array.array("L", hashes), memoryview(hashes)):
-        indexes = ring.lookup_many(keys)
-        assert isinstance(indexes, array.array)
-        assert indexes.typecode == "I"
-        assert [ring.names[i] for i in indexes] == expected
-
-
-def test_a_read_only_buffer_of_hashes_will_do():
-    ring = Ring(["a", "b"])
-    hashes = array.array("Q", range(0, 2**64, 2**56))
-    assert ring.lookup_many(memoryview(hashes).toreadonly()) == ring.lookup_many(hashes)
-
-
-def test_out_is_filled_and_returned():
-    ring = Ring(["a", "b", "c"])
-    out = array.array("I", [9] * len(KEYS))
-    assert ring.lookup_many(KEYS, out) is out
-    assert out == ring.lookup_many(KEYS)
-    view = memoryview(bytearray(4 * len(KEYS))).cast("I")
-    assert ring.lookup_many(KEYS, out=view) is view
-    assert view.tolist() == out.tolist()
-    ring.lookup_many([], array.array("I"))
-
-
-@pytest.mark.parametrize("length", [0, 2, 4])
-def test_out_of_another_length_is_a_value_error(length):
-    ring = Ring(["a"])
-    out = array.array("I", [7] * length)
-    with pytest.raises(ValueError, match=f"room for {length}"):
-        ring.lookup_many(["x", "y", "z"], out)
-    assert out.tolist() == [7] * length
-
-
-@pytest.mark.parametrize(
-    "out",
-    [
-        *(array.array("i", [0]), array.array("Q", [0]), bytes(4), bytearray(4), [0], "x", 5),
-        memoryview(array.array("I", range(4)))[::2],
-        memoryview(array.array("I", [0])).toreadonly(),
-    ],
-)
-def test_other_outs_are_type_errors(out):
-    with pytest.raises(TypeError):
-        Ring(["a"]).lookup_many(["x"], out)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        *("abc", b"abc", bytearray(8), {"a": 1}, {"a"}, 5, None, iter("ab"), ["a", 5], [None]),
-        *(array.array("q", [1]), array.array("I", [1]), array.array("d")),
-        memoryview(array.array("Q", range(4)))[::2],
-        memoryview(bytes(16)).cast("Q", [1, 2]),
-    ],
-)
-def test_other_keys_are_type_errors(keys):
-    with pytest.raises(TypeError):
-        Ring(["a"]).lookup_many(keys)
-
-
-def test_a_refused_batch_releases_its_buffers():
-    hashes, out = array.array("Q", [1]), array.array("I", [1, 2])
-    with pytest.raises(ValueError, match="room"):
-        Ring(["a"]).lookup_many(hashes, out)
-    with pytest.raises(EmptyRing):
-        Ring().lookup_many(hashes, array.array("I", [1]))
-    hashes.append(2)
-    out.append(3)
-
-
 # Copies
 
 
@@ -372,9 +323,10 @@ def test_repr_tells_the_size():
 
 
 def test_the_examples_of_the_docstrings():
-    failed, attempted = doctest.testmod(_ring)
-    assert failed == 0
-    assert attempted >= 2
+    for module, examples in ((_ring, 15), (ring_results, 3)):
+        failed, attempted = doctest.testmod(module)
+        assert failed == 0
+        assert attempted >= examples
 
 
 # Wrong arguments
@@ -392,7 +344,7 @@ def test_an_empty_ring_has_no_owner():
     assert issubclass(EmptyRing, LookupError)
 
 
-@pytest.mark.parametrize("weight", [-1, -0.5, float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("weight", [-1, -0.5, float("nan"), float("inf"), float("-inf"), 10**400])
 def test_impossible_weights_are_value_errors(weight):
     with pytest.raises(ValueError, match="weight of node 'a'"):
         Ring({"a": weight})
@@ -432,11 +384,11 @@ def test_nodes_of_wrong_types(nodes):
         Ring(nodes)
 
 
-@pytest.mark.parametrize("key", [5, None, ("a",), 1.5, bytearray(b"a"), object()])
+@pytest.mark.parametrize("key", [5, None, ("a",), 1.5, object()])
 def test_keys_of_wrong_types(key):
     ring = Ring(["a"])
     for lookup in (ring.__getitem__, ring.lookup, lambda key: ring.replicas(key, 1)):
-        with pytest.raises(TypeError, match="key must be str or bytes"):
+        with pytest.raises(TypeError, match="key must be str, bytes or a buffer"):
             lookup(key)
 
 
@@ -478,68 +430,9 @@ def test_vnodes_out_of_range(vnodes):
 
 
 def test_unknown_profiles_are_told_which_there_are():
-    with pytest.raises(InvalidInput, match="no ring profile 'chord'; there is: ringhold"):
+    with pytest.raises(InvalidInput, match="no ring profile 'chord'; there are: ringhold"):
         Ring(["a"], profile="chord")
     assert Ring(profile="ringhold").profile == "ringhold"
-
-
-# Threads
-
-
-def test_lookups_beside_changes_see_a_ring_from_before_or_after():
-    """With "x" or without: owners are always those of one of two rings, and none is torn."""
-    base = Ring(f"n{i}" for i in range(30))
-    more = base.copy()
-    more.add("x", 3.0)
-    allowed = [{base[key], more[key]} for key in KEYS]
-    ring = base.copy()
-    stop = threading.Event()
-    failures = []
-
-    def read():
-        rng = random.Random(1)
-        while not stop.is_set():
-            for key, owner in zip(KEYS, ring.lookup_many(KEYS), strict=True):
-                if ring.names[owner] not in allowed[int(key[5:])]:
-                    failures.append((key, owner))
-            i = rng.randrange(len(KEYS))
-            if ring[KEYS[i]] not in allowed[i]:
-                failures.append(KEYS[i])
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    try:
-        for reader in readers:
-            reader.start()
-        for _ in range(300):
-            ring.add("x", 3.0)
-            ring.remove("x")
-    finally:
-        stop.set()
-        for reader in readers:
-            reader.join()
-        sys.setswitchinterval(interval)
-    assert failures == []
-
-
-def test_no_change_is_lost_among_threads():
-    ring = Ring(vnodes=4)
-    threads = [
-        threading.Thread(target=lambda k=k: [ring.add(f"{k}-{i}") for i in range(50)])
-        for k in range(4)
-    ]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    names = {f"{k}-{i}" for k in range(4) for i in range(50)}
-    assert set(ring) == names
-    assert set(ring.names) == names
-    assert len(ring.names) == 200
-    assert ring.points() == Ring(names, vnodes=4).points()
+    for profile in (None, 3, b"ringhold"):
+        with pytest.raises(TypeError):
+            Ring(["a"], profile=profile)

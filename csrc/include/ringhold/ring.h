@@ -8,7 +8,8 @@
  *                       of equal points the node whose name is smaller byte by byte
  *
  * (Karger et al., "Consistent Hashing and Random Trees", 1997.) No point depends on another
- * node, so adding, removing or reweighting one moves only keys to or from it.
+ * node, so adding, removing or reweighting one moves only keys to or from it. The other profiles
+ * have rules of their own, see rh_ring_profile.
  *
  * A ring is immutable: rh_ring_edit makes a new one beside the old. Hence any number of threads
  * may use one ring at once, and whoever replaces a shared one frees the old when its last
@@ -16,6 +17,9 @@
  *
  * Nodes are numbered in order of insertion. Numbers survive edits: a removed node leaves its
  * number behind and gets it back when its name is added again.
+ *
+ * NULL where a pointer is needed is RH_INVALID_ARGUMENT, whatever a function says of failing. It is
+ * not needed for arrays of length 0, keys of no bytes, options, and where it says so.
  */
 #ifndef RINGHOLD_RING_H
 #define RINGHOLD_RING_H
@@ -39,8 +43,32 @@ typedef struct rh_ring rh_ring;
 
 /*
  * How points are formed, keys hashed and ties broken. Only the first depends on nothing but the
- * node itself; the others are those of the programs they are named after, kept for talking to
- * them: there the points of a node depend on the weights of all.
+ * node itself; the others are those of the programs they are named after, bit by bit, for talking
+ * to them:
+ *
+ *                          bits  weights  string of point i       points of a node
+ *   KETAMA                  32   whole    name-[i/4]              float, share of all weights
+ *   LIBMEMCACHED            32   whole    host-[i/4], or          float, share of all weights
+ *                                         host:port-[i/4]
+ *   LIBMEMCACHED_UNWEIGHTED 32   unused   host-i or host:port-i   100
+ *   LIBMEMCACHED_SPY        32   whole    /host:port-[i/4]        as LIBMEMCACHED
+ *   TWEMPROXY               32   whole    name-[i/4]              float, share of all weights
+ *   UHASHRING              128   whole    name-i                  vnodes * weight
+ *   UHASHRING_KETAMA        32   whole    name-[i/4]              4 * (40 * nodes * weight / sum)
+ *
+ * A point is the MD5 of its string: all of it, big-endian, for 128 bits, otherwise its i%4-th word,
+ * little-endian; a key is hashed as point 0. In libmemcached's, a name without ":port" means port
+ * 11211, and ":11211" is left out of the string unless it is SPY's.
+ *
+ * uhashring's own search is for the first point > hash, the others' for the first >= hash. Of equal
+ * points the smaller name owns; in libmemcached's three the lower number, which is its place in
+ * the list. (libketama and twemproxy leave that to qsort, uhashring to the order of insertion.)
+ *
+ * RH_INVALID_ARGUMENT for what the original has no notion of: vnodes other than
+ * RH_RING_VNODES_DEFAULT unless in the first and UHASHRING, weights that are not whole numbers
+ * below 2^32, and in TWEMPROXY weights that add up to more. Weight 0 is drained in all of them: the
+ * others' weights count as if it were absent, except in UHASHRING_KETAMA, which counts all nodes.
+ * Unless vnodes or points are the node's own, a small share may leave a node without points.
  */
 typedef enum rh_ring_profile {
     RH_RING_RINGHOLD = 0,
@@ -49,7 +77,7 @@ typedef enum rh_ring_profile {
     RH_RING_LIBMEMCACHED_UNWEIGHTED = 3,
     RH_RING_LIBMEMCACHED_SPY = 4,
     RH_RING_TWEMPROXY = 5,
-    RH_RING_UHASHRING = 6, /* its default ring: points of 128 bits */
+    RH_RING_UHASHRING = 6, /* its default ring */
     RH_RING_UHASHRING_KETAMA = 7
 } rh_ring_profile;
 
@@ -93,22 +121,22 @@ typedef struct rh_ring_replicas_options {
 
 /*
  * A ring of `count` nodes, numbered in the order given.
- * RH_INVALID_ARGUMENT (weight), RH_DUPLICATE_NODE, RH_TOO_LARGE, RH_NO_MEMORY.
+ * RH_INVALID_ARGUMENT (weight, vnodes, profile), RH_DUPLICATE_NODE, RH_TOO_LARGE, RH_NO_MEMORY.
  */
 RH_API RH_NODISCARD rh_status rh_ring_new(const rh_node *nodes, size_t count,
                                           const rh_ring_options *options, rh_ring **out);
 
 /*
  * The ring that `changes` make of `ring`, which stays as it is. Costs one pass over the points
- * and the sorting of the added ones alone. A name may occur once in `changes`.
- * As rh_ring_new, and RH_UNKNOWN_NODE when a node to be removed is not present.
+ * and the making and sorting of those of nodes whose number of points changed, which in most
+ * profiles other than the first may be all. A name may occur once in `changes`.
+ * As rh_ring_new, and RH_UNKNOWN_NODE when a node to be removed or reweighted is not present.
  */
 RH_API RH_NODISCARD rh_status rh_ring_edit(const rh_ring *ring, const rh_ring_change *changes,
                                            size_t count, rh_ring **out);
 
 RH_API void rh_ring_free(rh_ring *ring);
 
-/* Cannot fail. */
 RH_API rh_status rh_ring_get_info(const rh_ring *ring, rh_ring_info *out);
 
 /* The node numbered `index`, present or removed; RH_UNKNOWN_NODE beyond the last number. */
@@ -149,7 +177,6 @@ typedef struct rh_ring_points {
     size_t count;
 } rh_ring_points;
 
-/* Cannot fail. */
 RH_API rh_status rh_ring_get_points(const rh_ring *ring, rh_ring_points *out);
 
 /* The index among the points of the one that owns a position; RH_EMPTY_RING. */
@@ -160,7 +187,7 @@ RH_API RH_NODISCARD rh_status rh_ring_find_point(const rh_ring *ring, rh_ring_po
 RH_API RH_NODISCARD rh_status rh_ring_lookup(const rh_ring *ring, const void *key, size_t key_bytes,
                                              uint32_t *out);
 
-/* As rh_ring_locate_hash. */
+/* As rh_ring_locate_hash and rh_ring_lookup. */
 RH_API RH_NODISCARD rh_status rh_ring_lookup_hash(const rh_ring *ring, uint64_t hash,
                                                   uint32_t *out);
 
@@ -187,7 +214,10 @@ RH_API RH_NODISCARD rh_status rh_ring_replicas(const rh_ring *ring, rh_ring_posi
  * The first node in walk order whose load stays below
  * ceil(bound * (total + 1) * weight / sum of the weights), total being the sum of all loads.
  * `loads` has one value, finite and not negative, for each number given out; those of absent
- * nodes are left out of the total. `bound` is finite and at least 1. RH_EMPTY_RING.
+ * nodes are left out of the total, the weights of nodes without points out of the sum. Both are
+ * summed in order of names and the rest computed as written, in doubles, so that all who know
+ * the same loads choose the same node. Some node always has room; should rounding of loads beyond
+ * 2^53 hide it, the owner is chosen. `bound` is finite and at least 1. RH_EMPTY_RING.
  * (Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016.)
  */
 RH_API RH_NODISCARD rh_status rh_ring_lookup_bounded(const rh_ring *ring, rh_ring_position position,
@@ -198,6 +228,10 @@ RH_API RH_NODISCARD rh_status rh_ring_lookup_bounded(const rh_ring *ring, rh_rin
  * What moves when `from` becomes `to`: the arcs (start, end] of the circle whose owner differs by
  * name, in ascending order of their ends, neighbours of the same two nodes made one. The arc
  * round zero has start > end, the whole circle start == end.
+ *
+ * A position that rh_ring_locate or rh_ring_locate_hash gives moves exactly if an arc has it. The
+ * ends are points; in UHASHRING_KETAMA, where a hash equal to a point is owned by the next one,
+ * they are the hashes before points, 2^32 less.
  */
 typedef struct rh_ring_move {
     uint64_t start;
@@ -208,8 +242,8 @@ typedef struct rh_ring_move {
 
 /*
  * One pass over the points of both rings. `moves` is allocated by the function and given to
- * rh_free. RH_EMPTY_RING when either is empty, RH_INVALID_ARGUMENT when their profiles differ,
- * RH_NOT_SUPPORTED for points of 128 bits.
+ * rh_free; NULL when nothing moves. RH_EMPTY_RING when either is empty, RH_INVALID_ARGUMENT when
+ * their profiles differ, RH_NOT_SUPPORTED for points of 128 bits.
  */
 RH_API RH_NODISCARD rh_status rh_ring_diff(const rh_ring *from, const rh_ring *to,
                                            rh_ring_move **moves, size_t *count);

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ringhold.assembly.location import Location
-from ringhold.core import Ring
+from ringhold.core import Layout
 from ringhold.errors import InvalidInput, NotEnoughNodes
 from ringhold.nodes.address import node_address
 from ringhold.nodes.base import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PARTITIONS
@@ -149,11 +149,10 @@ def node_record(location: Location, spec: NodeSpec, incarnation: int) -> NodeRec
 
 
 def _place(records: tuple[NodeRecord, ...], replicas: int) -> tuple[PartitionRecord, ...]:
-    ring = Ring([Node(record.name, record.weight, record.zone) for record in records])
+    nodes = [Node(record.name, record.weight, record.zone) for record in records]
+    layout = Layout(nodes, replicas=replicas, partitions=PARTITIONS)
     holders = {record.name: Holder(record.name, record.incarnation) for record in records}
     return tuple(
-        PartitionRecord(
-            tuple(holders[name] for name in ring.replicas(partition.to_bytes(2, "big"), replicas))
-        )
+        PartitionRecord(tuple(holders[name] for name in layout.nodes(partition)))
         for partition in range(PARTITIONS)
     )

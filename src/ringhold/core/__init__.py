@@ -1,6 +1,18 @@
 """The C core seen from Python: thin extension modules over libringhold, no policy of their own."""
 
-from ringhold.core._checksum import checksum, checksum_blocks, digest
+from ringhold.core._checksum import Digest, checksum, checksum_blocks, copy_checksum_blocks, digest
+from ringhold.core._layout import Layout, LayoutPlan
+from ringhold.core._lock_table import LockTable
 from ringhold.core._ring import Ring
 
-__all__ = ["Ring", "checksum", "checksum_blocks", "digest"]
+__all__ = [
+    "Digest",
+    "Layout",
+    "LayoutPlan",
+    "LockTable",
+    "Ring",
+    "checksum",
+    "checksum_blocks",
+    "copy_checksum_blocks",
+    "digest",
+]

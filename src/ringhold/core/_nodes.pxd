@@ -6,9 +6,13 @@ from ringhold.core.c_ringhold cimport rh_node
 cdef extern from "Python.h":
     # Declared here for its NULL, which is no error yet: lone surrogates take the slow way.
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size)
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    void *PyUnicode_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
 
 
 cdef bytes encode_text(object text, str what)
+cdef bytes encode_key(object key)
 cdef tuple node_spec(object name, object weight, object zone)
 cdef list node_specs(object nodes)
 cdef int fill_node(rh_node *node, tuple spec) except -1
@@ -21,17 +25,19 @@ cdef inline str decode_text(const void *data, size_t size):
 cdef inline object view_key(object key, const void **data, size_t *size):
     """The bytes of a key; valid as long as the object returned lives."""
     cdef Py_ssize_t length = 0
-    cdef const char *text
     if isinstance(key, str):
-        text = PyUnicode_AsUTF8AndSize(key, &length)
-        if text != NULL:
-            data[0] = text
+        if PyUnicode_IS_COMPACT_ASCII(key):
+            data[0] = PyUnicode_DATA(key)
+            size[0] = <size_t>PyUnicode_GET_LENGTH(key)
+            return key
+        data[0] = PyUnicode_AsUTF8AndSize(key, &length)
+        if data[0] != NULL:
             size[0] = <size_t>length
             return key
         PyErr_Clear()
-        key = encode_text(key, "key")
+        key = encode_key(key)
     elif not isinstance(key, bytes):
-        raise TypeError(f"key must be str or bytes, not {type(key).__name__}")
+        key = encode_key(key)
     data[0] = PyBytes_AS_STRING(key)
     size[0] = <size_t>PyBytes_GET_SIZE(key)
     return key

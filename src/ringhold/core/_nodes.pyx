@@ -3,7 +3,10 @@
 
 from collections.abc import Mapping
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.buffer cimport (
+    PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 
 from ringhold.core.c_ringhold cimport rh_node
 
@@ -13,13 +16,28 @@ from ringhold.types import Node, check_weight
 
 cdef bytes encode_text(object text, str what):
     if isinstance(text, bytes):
-        return bytes(text)
+        # Its own bytes, whatever the __bytes__ of a subclass would say.
+        return PyBytes_FromStringAndSize(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
     if not isinstance(text, str):
         raise TypeError(f"{what} must be str or bytes, not {type(text).__name__}")
     try:
         return (<str>text).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise InvalidInput(f"{what} {text!r} has no UTF-8 form: {error}") from error
+
+
+cdef bytes encode_key(object key):
+    """A key of any kind as bytes of its own."""
+    cdef Py_buffer view
+    if isinstance(key, str):
+        return encode_text(key, "key")
+    if not PyObject_CheckBuffer(key):
+        raise TypeError(f"key must be str, bytes or a buffer, not {type(key).__name__}")
+    PyObject_GetBuffer(key, &view, PyBUF_SIMPLE)
+    try:
+        return PyBytes_FromStringAndSize(<const char *>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
 
 
 cdef tuple node_spec(object name, object weight, object zone):

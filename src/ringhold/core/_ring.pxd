@@ -1,9 +1,4 @@
-from ringhold.core.c_ringhold cimport rh_ring
-
-
-cdef class Snapshot:
-    cdef rh_ring *ring
-    cdef tuple names
+from ringhold.core._snapshot cimport Snapshot
 
 
 cdef class Ring:

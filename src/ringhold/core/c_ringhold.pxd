@@ -1,6 +1,6 @@
 """Every declaration of the C core. ``cimport ringhold.core.c_ringhold`` to call it from Cython."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "ringhold/ringhold.h" nogil:
@@ -37,7 +37,20 @@ cdef extern from "ringhold/checksum.h" nogil:
     rh_status rh_checksum_blocks_count(size_t size, size_t block_bytes, size_t *out) noexcept
     rh_status rh_checksum_blocks(const void *data, size_t size, size_t block_bytes,
                                  uint64_t *out) noexcept
+    rh_status rh_copy_checksum_blocks(void *dst, const void *src, size_t size,
+                                      size_t block_bytes, uint64_t *out) noexcept
     rh_status rh_digest(const void *data, size_t size, uint8_t *out) noexcept
+
+    ctypedef struct rh_digest_stream:
+        pass
+
+    rh_status rh_digest_stream_new(rh_digest_stream **out) noexcept
+    rh_status rh_digest_stream_copy(const rh_digest_stream *stream,
+                                    rh_digest_stream **out) noexcept
+    void rh_digest_stream_free(rh_digest_stream *stream) noexcept
+    rh_status rh_digest_stream_update(rh_digest_stream *stream, const void *data,
+                                      size_t size) noexcept
+    rh_status rh_digest_stream_value(const rh_digest_stream *stream, uint8_t *out) noexcept
 
 
 cdef extern from "ringhold/node.h" nogil:
@@ -152,3 +165,129 @@ cdef extern from "ringhold/ring.h" nogil:
     rh_status rh_ring_replicas(const rh_ring *ring, rh_ring_position position, size_t count,
                                const rh_ring_replicas_options *options, uint32_t *out,
                                size_t *zones) noexcept
+
+
+cdef extern from "ringhold/lock_table.h" nogil:
+    enum:
+        RH_LOCK_NAME_BYTES_MAX
+
+    const uint64_t RH_LOCK_OWNER_MAX
+
+    ctypedef struct rh_lock_table:
+        pass
+
+    ctypedef struct rh_lock_grants:
+        pass
+
+    ctypedef enum rh_lock_mode:
+        RH_LOCK_NONE
+        RH_LOCK_INTENT_SHARED
+        RH_LOCK_INTENT_EXCLUSIVE
+        RH_LOCK_SHARED
+        RH_LOCK_UPDATE
+        RH_LOCK_SHARED_INTENT_EXCLUSIVE
+        RH_LOCK_EXCLUSIVE
+
+    ctypedef struct rh_lock_grant:
+        const void *name
+        size_t name_bytes
+        uint64_t owner
+        uint64_t token
+        rh_lock_mode mode
+
+    ctypedef struct rh_lock_party:
+        uint64_t owner
+        rh_lock_mode mode
+
+    rh_status rh_lock_grants_new(rh_lock_grants **out) noexcept
+    void rh_lock_grants_free(rh_lock_grants *grants) noexcept
+    rh_status rh_lock_grants_read(const rh_lock_grants *grants, const rh_lock_grant **out,
+                                  size_t *count) noexcept
+    rh_status rh_lock_table_new(rh_lock_table **out) noexcept
+    void rh_lock_table_free(rh_lock_table *table) noexcept
+    rh_status rh_lock_table_size(rh_lock_table *table, size_t *out) noexcept
+    rh_status rh_lock_try_acquire(rh_lock_table *table, const void *name, size_t name_bytes,
+                                  uint64_t owner, rh_lock_mode mode, uint64_t *token) noexcept
+    rh_status rh_lock_request(rh_lock_table *table, const void *name, size_t name_bytes,
+                              uint64_t owner, rh_lock_mode mode, uint64_t *token) noexcept
+    rh_status rh_lock_acquire_many(rh_lock_table *table, const void *const *names,
+                                   const size_t *name_bytes, size_t count, uint64_t owner,
+                                   rh_lock_mode mode, uint64_t *tokens) noexcept
+    rh_status rh_lock_release(rh_lock_table *table, const void *name, size_t name_bytes,
+                              uint64_t owner, rh_lock_grants *grants) noexcept
+    rh_status rh_lock_release_owner(rh_lock_table *table, uint64_t owner,
+                                    rh_lock_grants *grants) noexcept
+    rh_status rh_lock_cancel(rh_lock_table *table, const void *name, size_t name_bytes,
+                             uint64_t owner, rh_lock_grants *grants) noexcept
+    rh_status rh_lock_downgrade(rh_lock_table *table, const void *name, size_t name_bytes,
+                                uint64_t owner, rh_lock_mode mode,
+                                rh_lock_grants *grants) noexcept
+    rh_status rh_lock_get_mode(rh_lock_table *table, const void *name, size_t name_bytes,
+                               uint64_t owner, rh_lock_mode *out) noexcept
+    rh_status rh_lock_get_holders(rh_lock_table *table, const void *name, size_t name_bytes,
+                                  rh_lock_party **parties, size_t *count) noexcept
+    rh_status rh_lock_get_waiters(rh_lock_table *table, const void *name, size_t name_bytes,
+                                  rh_lock_party **parties, size_t *count) noexcept
+    rh_status rh_lock_renew(rh_lock_table *table, uint64_t owner, int64_t deadline_ns) noexcept
+    rh_status rh_lock_expire(rh_lock_table *table, int64_t now_ns,
+                             rh_lock_grants *grants) noexcept
+
+
+cdef extern from "ringhold/layout.h" nogil:
+    const uint32_t RH_LAYOUT_PARTITIONS_MIN
+    const uint32_t RH_LAYOUT_PARTITIONS_MAX
+    const size_t RH_LAYOUT_NODES_MAX
+    const size_t RH_LAYOUT_COPIES_MAX
+
+    enum:
+        RH_LAYOUT_DIGEST_BYTES
+
+    ctypedef struct rh_layout:
+        pass
+
+    ctypedef struct rh_layout_options:
+        uint32_t replicas
+        uint32_t partitions
+
+    ctypedef struct rh_layout_info:
+        uint64_t epoch
+        uint32_t partitions
+        uint32_t replicas
+        size_t nodes
+        size_t usable
+        size_t zones
+        bint zoned
+
+    ctypedef struct rh_layout_member:
+        rh_node node
+        uint32_t copies
+
+    ctypedef struct rh_layout_move:
+        uint32_t partition
+        uint32_t source
+        uint32_t target
+
+    ctypedef struct rh_layout_plan:
+        rh_layout *layout
+        rh_layout_move *moves
+        size_t moved
+        size_t lower_bound
+
+    rh_status rh_layout_new(const rh_node *nodes, size_t count, const rh_layout_options *options,
+                            rh_layout **out) noexcept
+    void rh_layout_free(rh_layout *layout) noexcept
+    rh_status rh_layout_rebalance(const rh_layout *layout, const rh_node *nodes, size_t count,
+                                  rh_layout_plan *out) noexcept
+    rh_status rh_layout_get_info(const rh_layout *layout, rh_layout_info *out) noexcept
+    rh_status rh_layout_get_member(const rh_layout *layout, size_t index,
+                                   rh_layout_member *out) noexcept
+    rh_status rh_layout_find(const rh_layout *layout, const void *name, size_t name_bytes,
+                             uint32_t *out) noexcept
+    rh_status rh_layout_partition(const rh_layout *layout, const void *key, size_t key_bytes,
+                                  uint32_t *out) noexcept
+    rh_status rh_layout_nodes(const rh_layout *layout, uint32_t partition, uint32_t *out) noexcept
+    rh_status rh_layout_lookup(const rh_layout *layout, const void *key, size_t key_bytes,
+                               uint32_t *out) noexcept
+    rh_status rh_layout_digest(const rh_layout *layout, uint8_t *out) noexcept
+    rh_status rh_layout_dumps(const rh_layout *layout, void **data, size_t *size) noexcept
+    rh_status rh_layout_loads(const void *data, size_t size, rh_layout **out) noexcept

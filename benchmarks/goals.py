@@ -1,0 +1,165 @@
+"""What the figures of placement, lock table and checksums are measured against.
+
+A goal names the figure of a benchmark by its label: a ratio beside a peer is "ours / peer" as
+`pairs.report` writes it, the speed of the one over that of the other; a label without a peer is
+seconds per operation, or whatever `pairs.figure` noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from pairs import Spread
+
+
+class Kind(Enum):
+    """How a figure is compared, and what is shown of it."""
+
+    TIME = "× the time"  # of the peer, at most
+    SPEED = "× as fast"  # as the peer, at least
+    NANOSECONDS = "ns"  # at most
+    SECONDS = "s"  # at most
+    COUNT = ""  # at most
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    section: str
+    measure: str
+    label: str
+    kind: Kind
+    bound: float
+    tiny: str = ""
+    """The label at tiny sizes, where it tells a size."""
+
+    def value(self, noted: Spread) -> Spread:
+        """The figure in the goal's own terms."""
+        if self.kind is Kind.TIME:
+            return {
+                "median": 1 / noted["median"],
+                "min": 1 / noted["max"],
+                "max": 1 / noted["min"],
+            }
+        scale = 1e9 if self.kind is Kind.NANOSECONDS else 1
+        return {name: number * scale for name, number in noted.items()}
+
+    def reached(self, value: Spread) -> bool:
+        """Judged by the median."""
+        if self.kind is Kind.SPEED:
+            return value["median"] >= self.bound
+        return value["median"] <= self.bound
+
+    def margin(self, value: Spread) -> Spread:
+        """How many times as good as the bound: from 1 on the goal is reached."""
+        if self.kind is Kind.SPEED:
+            return {name: number / self.bound for name, number in value.items()}
+        return {
+            "median": self.bound / value["median"],
+            "min": self.bound / value["max"],
+            "max": self.bound / value["min"],
+        }
+
+    def text(self) -> str:
+        sign = "≥" if self.kind is Kind.SPEED else "≤"
+        return f"{sign} {self.bound:g} {self.kind.value}".rstrip()
+
+
+def _placement() -> Iterator[Goal]:
+    section = "Placement"
+    for label, key in (("ring[key]", "bytes"), ("ring[str]", "str")):
+        measure = f"`ring[key]`, 100 × 160 points, {key}"
+        yield Goal(
+            section, f"{measure}, beside a bare xxhash call", f"{label} / xxhash", Kind.TIME, 3
+        )
+        yield Goal(section, f"{measure}, beside uhashring", f"{label} / uhashring", Kind.SPEED, 20)
+    for what, bound in (("bytes", 0.7), ("hashes", 0.3)):
+        yield Goal(
+            section,
+            f"`lookup_many` of {what}, per key, beside a bare xxhash call",
+            f"lookup_many of {what} / xxhash",
+            Kind.TIME,
+            bound,
+        )
+    yield Goal(
+        section,
+        "`lookup_many` of hashes, 2²⁰ points beside 2¹⁰",
+        "hashes among 1048576 points / hashes among 1024 points",
+        Kind.TIME,
+        3,
+        tiny="hashes among 1024 points / hashes among 128 points",
+    )
+    yield Goal(section, "build 1000 × 160 points", "build / uhashring build", Kind.SPEED, 15)
+    for change in ("add a node", "remove a node"):
+        yield Goal(section, f"{change} beside the build", f"{change} / build", Kind.TIME, 0.1)
+    for what in ("owners", "replica sets"):
+        yield Goal(
+            section, f"moved / necessary, {what}", f"moved / necessary of {what}", Kind.COUNT, 1
+        )
+
+
+def _layout() -> Iterator[Goal]:
+    section = "Layout"
+    for change in ("one added", "one removed", "ten reweighted"):
+        yield Goal(
+            section,
+            f"rebalance 4096 × 100, 3 zones, {change}",
+            f"rebalance 4096 x 100, {change}, 3 zones",
+            Kind.SECONDS,
+            1,
+            tiny=f"rebalance 256 x 12, {change}, 3 zones",
+        )
+    yield Goal(section, "moved / necessary", "layout moved / necessary", Kind.COUNT, 1)
+    yield Goal(
+        section, "furthest node from its share, copies", "copies beyond the share", Kind.COUNT, 1
+    )
+
+
+def _lock_table() -> Iterator[Goal]:
+    section = "Lock table"
+    for names, bound in (("one name", 60), ("1 M names", 400)):
+        yield Goal(
+            section,
+            f"acquire and release in C, {names}",
+            f"C pair, {names}",
+            Kind.NANOSECONDS,
+            bound,
+        )
+    yield Goal(
+        section,
+        "acquire and release from Python, beside `with threading.Lock()`",
+        "pair / threading.Lock",
+        Kind.TIME,
+        2,
+    )
+
+
+def _checksums() -> Iterator[Goal]:
+    section = "Checksums"
+    yield Goal(
+        section,
+        "`checksum` of 64 MiB beside the xxhash package",
+        "checksum of 67108864 B / xxhash",
+        Kind.SPEED,
+        0.95,
+        tiny="checksum of 65537 B / xxhash",
+    )
+    yield Goal(
+        section,
+        "`checksum_blocks` of 64 MiB beside `checksum`",
+        "checksum_blocks / checksum",
+        Kind.SPEED,
+        0.9,
+    )
+    yield Goal(
+        section,
+        "`copy_checksum_blocks` of 64 MiB beside memcpy",
+        "copy_checksum_blocks of 67108864 B / memcpy",
+        Kind.TIME,
+        1.15,
+        tiny="copy_checksum_blocks of 65537 B / memcpy",
+    )
+
+
+GOALS = (*_placement(), *_layout(), *_lock_table(), *_checksums())

@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def position_of(key: str | bytes | Buffer, profile: str, /) -> int: ...
