@@ -5,6 +5,7 @@ the list of keys while batches run, a bounded number of times.
 """
 
 import array
+import gc
 import mmap
 import random
 import sys
@@ -322,3 +323,26 @@ def test_no_change_is_lost_among_threads():
     assert set(ring.names) == names
     assert len(ring.names) == 200
     assert ring.points() == Ring(names, vnodes=4).points()
+
+
+def test_a_change_within_a_change_is_not_lost():
+    """Whatever the collector runs while a new ring is made may change the ring as well."""
+    ring = Ring(["a"], vnodes=4)
+    added = []
+
+    def change(*_):
+        if len(added) < 20:
+            added.append(f"x{len(added)}")
+            ring.add(added[-1])
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(change)
+    gc.set_threshold(1)
+    try:
+        ring.add("b")
+        ring.remove("a")
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(change)
+    assert added
+    assert set(ring) == {"b", *added}

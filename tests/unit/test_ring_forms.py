@@ -81,6 +81,18 @@ def test_the_whole_circle_may_move():
     assert all(diff.contains(key) for key in KEYS)
 
 
+def test_the_arc_round_zero_has_keys_at_both_ends():
+    old, new = Ring(["a", "b"], vnodes=1), Ring(["a", "c"], vnodes=1)
+    first, last = (point for point, _ in old.points())
+    sides = set()
+    for key in KEYS:
+        position = old.explain(key).hash
+        assert old.diff(new).contains(key) == (old[key] != new[key])
+        if position > last or position <= first:
+            sides.add(position > last)
+    assert sides == {True, False}
+
+
 def test_nothing_moves_between_equal_placements():
     ring = Ring(["a", "b"])
     for other in (ring, ring.copy(), Ring(["b", "a"]), Ring({"a": 1, "b": 1, "c": 0})):
