@@ -190,6 +190,17 @@ def test_waiters_come_in_their_order_and_batches_together():
     assert seen(table.release("a", 5)) == [("a", 6, S), ("a", 7, S)]
 
 
+def test_those_who_are_served_pass_only_waiters_that_they_do_not_hinder():
+    table = LockTable()
+    table.request("a", 1, X)
+    for owner, mode in ((2, S), (3, IX), (4, IS), (5, S), (6, IX)):
+        assert table.request("a", owner, mode) == 0
+    assert seen(table.release("a", 1)) == [("a", 2, S), ("a", 4, IS)]
+    assert table.waiters("a") == [(3, IX), (5, S), (6, IX)]
+    assert seen(table.release("a", 2)) == [("a", 3, IX)]
+    assert table.waiters("a") == [(5, S), (6, IX)]
+
+
 def test_a_reader_does_not_pass_a_writer_that_waits():
     table = LockTable()
     table.request("a", 1, S)
