@@ -536,10 +536,17 @@ def test_a_deadline_goes_with_the_last_thing_its_owner_has():
     table.request("a", 1)
     assert table.expire(11) == []
     assert table.mode("a", 1) is X
-    # A wait alone keeps it.
-    table.request("a", 2)
+
+
+def test_a_wait_alone_keeps_a_deadline():
+    table = LockTable()
+    table.request("a", 1)
+    table.request("b", 2)
     table.renew(2, 10)
-    table.expire(11)
+    assert table.request("a", 2) == 0
+    table.release("b", 2)
+    assert table.waiters("a") == [(2, X)]
+    assert table.expire(11) == []
     assert table.waiters("a") == []
 
 
