@@ -20,13 +20,15 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.sequence cimport PySequence_Check
 from libc.stdint cimport uint32_t, uint64_t
 
+from ringhold.core._capsule cimport new_capsule
 from ringhold.core._nodes cimport (
     decode_text, encode_text, fill_node, node_spec, node_specs, view_key,
 )
 from ringhold.core._status cimport raise_status
 from ringhold.core.c_ringhold cimport (
     RH_DUPLICATE_NODE, RH_EMPTY_RING, RH_NOT_ENOUGH_NODES, RH_NO_MEMORY, RH_OK, RH_RING_ADD,
-    RH_RING_POINTS_MAX, RH_RING_REMOVE, RH_RING_RINGHOLD, RH_UNKNOWN_NODE, rh_node, rh_ring,
+    RH_RING_CAPSULE, RH_RING_POINTS_MAX, RH_RING_REMOVE, RH_RING_RINGHOLD, RH_UNKNOWN_NODE,
+    rh_node, rh_ring,
     rh_ring_change, rh_ring_change_kind, rh_ring_edit, rh_ring_find, rh_ring_free,
     rh_ring_get_info, rh_ring_get_member, rh_ring_get_points, rh_ring_info, rh_ring_locate,
     rh_ring_lookup, rh_ring_lookup_hash, rh_ring_lookup_hashes, rh_ring_lookup_keys,
@@ -327,6 +329,11 @@ cdef class Ring:
         )
 
     __hash__ = None
+
+    def __ringhold_ring__(self):
+        """The ring as it is now for another extension module; see ``ringhold/capsule.h``."""
+        cdef Snapshot snapshot = self._snapshot
+        return new_capsule(snapshot.ring, RH_RING_CAPSULE, snapshot)
 
     def __repr__(self):
         info = _info(self._snapshot)
