@@ -2,6 +2,10 @@
 # other by relative paths, so that the tree may be moved: a wheel is unpacked anywhere.
 include(CMakePackageConfigHelpers)
 
+if(IS_ABSOLUTE "${CMAKE_INSTALL_INCLUDEDIR}" OR IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
+  message(FATAL_ERROR "CMAKE_INSTALL_INCLUDEDIR and CMAKE_INSTALL_LIBDIR are relative to the prefix")
+endif()
+
 set(_cmake_dir "${CMAKE_INSTALL_LIBDIR}/cmake/ringhold")
 
 install(TARGETS ringhold EXPORT ringhold ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
@@ -29,3 +33,6 @@ string(SUBSTRING "${_licence}" 0 ${_end} _licence)
 string(REGEX REPLACE "(^|\n)(/\\*| \\*) ?" "\\1" _licence "${_licence}")
 file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/LICENSE-xxHash" "${_licence}")
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/LICENSE-xxHash" DESTINATION "${RINGHOLD_INSTALL_LICENSEDIR}")
+if(NOT SKBUILD)
+  install(FILES ../LICENSE DESTINATION "${RINGHOLD_INSTALL_LICENSEDIR}")
+endif()
