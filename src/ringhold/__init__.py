@@ -37,7 +37,15 @@ from ringhold.errors import (
     Unavailable,
     Wounded,
 )
-from ringhold.types import Entry, EventKind, Node, NodeSpec, PlacementWarning
+from ringhold.types import (
+    Entry,
+    EventKind,
+    Mode,
+    Node,
+    NodeSpec,
+    PlacementWarning,
+    TableGrant,
+)
 
 if TYPE_CHECKING:
     from ringhold import aio
@@ -46,7 +54,15 @@ if TYPE_CHECKING:
     from ringhold.cluster import create as create
     from ringhold.cluster import open as open
     from ringhold.config import get_cmake_dir, get_include, get_pkgconfig_dir
-    from ringhold.core import Digest, Ring, checksum, checksum_blocks, copy_checksum_blocks, digest
+    from ringhold.core import (
+        Digest,
+        LockTable,
+        Ring,
+        checksum,
+        checksum_blocks,
+        copy_checksum_blocks,
+        digest,
+    )
     from ringhold.locks.handles import Grant, Lock
     from ringhold.locks.records import LockParty
     from ringhold.store.kv import KeyEvent as Event
@@ -63,6 +79,7 @@ _HOMES = {
     "Grant": "ringhold.locks.handles",
     "Lock": "ringhold.locks.handles",
     "LockParty": "ringhold.locks.records",
+    "LockTable": "ringhold.core",
     "NodeStatus": "ringhold.assembly.administration",
     "Ring": "ringhold.core",
     "Transaction": "ringhold.transactions.blocking",
@@ -99,7 +116,9 @@ __all__ = [
     "LockError",
     "LockLost",
     "LockParty",
+    "LockTable",
     "LockTimeout",
+    "Mode",
     "NoQuorum",
     "Node",
     "NodeDown",
@@ -114,6 +133,7 @@ __all__ = [
     "SessionExpired",
     "StaleToken",
     "StoreUnavailable",
+    "TableGrant",
     "Transaction",
     "TransactionAborted",
     "TransactionStatus",

@@ -136,11 +136,15 @@ class LockLost(LockError):
 
 
 class NotOwned(LockError, RuntimeError):
-    """A release by somebody who does not hold the lock."""
+    """A release by somebody who does not hold the lock; ``owner`` in a `LockTable`."""
+
+    owner: int = 0
 
 
 class DeadlockError(LockError):
-    """Waiting would never end, since the waiter itself is in the way."""
+    """Waiting would never end, since the waiter itself is in the way; ``owner`` as above."""
+
+    owner: int = 0
 
 
 class SessionExpired(LockError):

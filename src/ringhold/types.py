@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ringhold.errors import InvalidInput
 
@@ -100,3 +101,23 @@ class Event:
     key: bytes
     value: bytes | None
     revision: int
+
+
+class Mode(enum.Enum):
+    """How a name of a `LockTable` is held; the values are taken as strings wherever a mode is."""
+
+    INTENT_SHARED = "intent_shared"
+    INTENT_EXCLUSIVE = "intent_exclusive"
+    SHARED = "shared"
+    UPDATE = "update"
+    SHARED_INTENT_EXCLUSIVE = "shared_intent_exclusive"
+    EXCLUSIVE = "exclusive"
+
+
+class TableGrant(NamedTuple):
+    """A waiter of a `LockTable` that got the name: `mode` is what it holds now."""
+
+    name: str
+    owner: int
+    token: int
+    mode: Mode

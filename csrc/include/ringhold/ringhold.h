@@ -26,6 +26,7 @@
 
 #include <ringhold/checksum.h>
 #include <ringhold/export.h>
+#include <ringhold/lock_table.h>
 #include <ringhold/node.h>
 #include <ringhold/ring.h>
 #include <ringhold/status.h>

@@ -1,6 +1,6 @@
 """Every declaration of the C core. ``cimport ringhold.core.c_ringhold`` to call it from Cython."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "ringhold/ringhold.h" nogil:
@@ -176,3 +176,69 @@ cdef extern from "ringhold/ring.h" nogil:
     rh_status rh_ring_replicas(const rh_ring *ring, rh_ring_position position, size_t count,
                                const rh_ring_replicas_options *options, uint32_t *out,
                                size_t *zones) noexcept
+
+
+cdef extern from "ringhold/lock_table.h" nogil:
+    enum:
+        RH_LOCK_NAME_BYTES_MAX
+
+    const uint64_t RH_LOCK_OWNER_MAX
+
+    ctypedef struct rh_lock_table:
+        pass
+
+    ctypedef struct rh_lock_grants:
+        pass
+
+    ctypedef enum rh_lock_mode:
+        RH_LOCK_NONE
+        RH_LOCK_INTENT_SHARED
+        RH_LOCK_INTENT_EXCLUSIVE
+        RH_LOCK_SHARED
+        RH_LOCK_UPDATE
+        RH_LOCK_SHARED_INTENT_EXCLUSIVE
+        RH_LOCK_EXCLUSIVE
+
+    ctypedef struct rh_lock_grant:
+        const void *name
+        size_t name_bytes
+        uint64_t owner
+        uint64_t token
+        rh_lock_mode mode
+
+    ctypedef struct rh_lock_party:
+        uint64_t owner
+        rh_lock_mode mode
+
+    rh_status rh_lock_grants_new(rh_lock_grants **out) noexcept
+    void rh_lock_grants_free(rh_lock_grants *grants) noexcept
+    rh_status rh_lock_grants_read(const rh_lock_grants *grants, const rh_lock_grant **out,
+                                  size_t *count) noexcept
+    rh_status rh_lock_table_new(rh_lock_table **out) noexcept
+    void rh_lock_table_free(rh_lock_table *table) noexcept
+    rh_status rh_lock_table_size(rh_lock_table *table, size_t *out) noexcept
+    rh_status rh_lock_try_acquire(rh_lock_table *table, const void *name, size_t name_bytes,
+                                  uint64_t owner, rh_lock_mode mode, uint64_t *token) noexcept
+    rh_status rh_lock_request(rh_lock_table *table, const void *name, size_t name_bytes,
+                              uint64_t owner, rh_lock_mode mode, uint64_t *token) noexcept
+    rh_status rh_lock_acquire_many(rh_lock_table *table, const void *const *names,
+                                   const size_t *name_bytes, size_t count, uint64_t owner,
+                                   rh_lock_mode mode, uint64_t *tokens) noexcept
+    rh_status rh_lock_release(rh_lock_table *table, const void *name, size_t name_bytes,
+                              uint64_t owner, rh_lock_grants *grants) noexcept
+    rh_status rh_lock_release_owner(rh_lock_table *table, uint64_t owner,
+                                    rh_lock_grants *grants) noexcept
+    rh_status rh_lock_cancel(rh_lock_table *table, const void *name, size_t name_bytes,
+                             uint64_t owner, rh_lock_grants *grants) noexcept
+    rh_status rh_lock_downgrade(rh_lock_table *table, const void *name, size_t name_bytes,
+                                uint64_t owner, rh_lock_mode mode,
+                                rh_lock_grants *grants) noexcept
+    rh_status rh_lock_get_mode(rh_lock_table *table, const void *name, size_t name_bytes,
+                               uint64_t owner, rh_lock_mode *out) noexcept
+    rh_status rh_lock_get_holders(rh_lock_table *table, const void *name, size_t name_bytes,
+                                  rh_lock_party **parties, size_t *count) noexcept
+    rh_status rh_lock_get_waiters(rh_lock_table *table, const void *name, size_t name_bytes,
+                                  rh_lock_party **parties, size_t *count) noexcept
+    rh_status rh_lock_renew(rh_lock_table *table, uint64_t owner, int64_t deadline_ns) noexcept
+    rh_status rh_lock_expire(rh_lock_table *table, int64_t now_ns,
+                             rh_lock_grants *grants) noexcept
