@@ -7,8 +7,9 @@
  * lock; its checksum is computed while it is copied in and verified at every access. A thread
  * that must wait sleeps in its own mailbox, and whoever releases the lock puts the token there.
  *
- * The work is bounded and its results are checked: a damaged object, a token that does not grow,
- * a rewrite that got lost or a lock that remains makes the program say so and return 1.
+ * The work is bounded (operations are rounded up to batches) and its results are checked: a
+ * damaged object, a token that does not grow, a rewrite that got lost or a lock that remains
+ * makes the program say so and return 1.
  */
 #define _POSIX_C_SOURCE 200809L
 

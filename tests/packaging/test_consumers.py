@@ -18,6 +18,9 @@ from native import ROOT, run
 
 CONSUMER = ROOT / "csrc/tests/consumer"
 
+# The first test of a run waits for the wheel.
+pytestmark = pytest.mark.timeout(900)
+
 EXPECTED = """
 import ringhold
 print(ringhold.Ring(["a", "b"])["key"], f"{ringhold.checksum('key'.encode()):016x}",
@@ -40,8 +43,8 @@ def build_all(cmake_dir: Path | str, build: Path) -> None:
 
 
 def check_service(program: Path) -> None:
-    printed = run(str(program), "200000")
-    assert "operations 200000\n" in printed
+    printed = run(str(program), "128000")
+    assert "operations 128000\n" in printed
     assert "nodes used 12 of 12" in printed
 
 

@@ -17,6 +17,9 @@ from native import ROOT, run
 PACKAGE = ROOT / "src/ringhold"
 HEADERS = sorted(path.name for path in (ROOT / "csrc/include/ringhold").iterdir())
 
+# The first test of a run waits for the wheel.
+pytestmark = pytest.mark.timeout(900)
+
 
 def relative(directory: Path, *patterns: str) -> set[str]:
     found = (path for pattern in patterns for path in directory.rglob(pattern))
