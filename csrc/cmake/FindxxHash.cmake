@@ -4,8 +4,7 @@
 # RINGHOLD_XXHASH_FETCH is OFF, it takes the header from the source release of the PyPI package
 # xxhash, pinned by version and SHA-256, with the pip of ${Python_EXECUTABLE} or of python3.
 #
-# Defines xxHash_FOUND, xxHash_INCLUDE_DIR, the target xxHash::headers and, for a fetched header,
-# xxHash_LICENSE_FILE.
+# Defines xxHash_FOUND, xxHash_INCLUDE_DIR and the target xxHash::headers.
 
 option(RINGHOLD_XXHASH_FETCH "Fetch xxhash.h from PyPI where the system has none" ON)
 
@@ -43,9 +42,6 @@ function(_xxHash_fetch)
     file(ARCHIVE_EXTRACT INPUT "${archive}" DESTINATION "${directory}")
   endif()
   set(xxHash_INCLUDE_DIR "${source}/deps/xxhash" CACHE PATH "Directory of xxhash.h" FORCE)
-  if(EXISTS "${source}/deps/xxhash/LICENSE")
-    set(xxHash_LICENSE_FILE "${source}/deps/xxhash/LICENSE" CACHE INTERNAL "")
-  endif()
 endfunction()
 
 find_path(xxHash_INCLUDE_DIR xxhash.h)

@@ -1,4 +1,9 @@
-/* Goal: every status tells its name, and a value that is none does too. */
+/*
+ * Goal: every status tells its name, a value that is none does too, and the library tells which
+ * interface it was compiled with.
+ */
+#include <ringhold/ringhold.h>
+
 #include "rh_test.h"
 
 static void every_status_has_its_name(void)
@@ -19,8 +24,16 @@ static void every_status_has_its_name(void)
     CHECK(strcmp(rh_status_name((rh_status)-100), "RH_UNKNOWN_STATUS") == 0);
 }
 
+static void the_library_has_the_interface_of_its_headers(void)
+{
+    CHECK_EQUAL(rh_api_version(), RH_API_VERSION);
+    CHECK_EQUAL(rh_api_version() >> 16, RH_API_VERSION_MAJOR);
+    CHECK_EQUAL(rh_api_version() & 0xffff, RH_API_VERSION_MINOR);
+}
+
 int main(void)
 {
     RUN(every_status_has_its_name);
+    RUN(the_library_has_the_interface_of_its_headers);
     return rh_test_result();
 }

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ringhold.cluster import Cluster
     from ringhold.cluster import create as create
     from ringhold.cluster import open as open
+    from ringhold.config import get_cmake_dir, get_include, get_pkgconfig_dir
     from ringhold.core import (
         Digest,
         Layout,
@@ -96,6 +97,9 @@ _HOMES = {
     "copy_checksum_blocks": "ringhold.core",
     "create": "ringhold.cluster",
     "digest": "ringhold.core",
+    "get_cmake_dir": "ringhold.config",
+    "get_include": "ringhold.config",
+    "get_pkgconfig_dir": "ringhold.config",
     "open": "ringhold.cluster",
 }
 
@@ -154,6 +158,9 @@ __all__ = [
     "checksum_blocks",
     "copy_checksum_blocks",
     "digest",
+    "get_cmake_dir",
+    "get_include",
+    "get_pkgconfig_dir",
 ]
 
 

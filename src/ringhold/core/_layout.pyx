@@ -15,15 +15,17 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint32_t
 
+from ringhold.core._capsule cimport new_capsule
 from ringhold.core._nodes cimport decode_text, fill_node, node_specs, view_key
 from ringhold.core._status cimport raise_status
 from ringhold.core.c_ringhold cimport (
-    RH_CORRUPT, RH_DUPLICATE_NODE, RH_LAYOUT_COPIES_MAX, RH_LAYOUT_DIGEST_BYTES,
-    RH_LAYOUT_NODES_MAX, RH_LAYOUT_PARTITIONS_MAX, RH_LAYOUT_PARTITIONS_MIN,
-    RH_NOT_ENOUGH_NODES, RH_OK, rh_free, rh_layout_digest, rh_layout_dumps, rh_layout_free,
-    rh_layout_get_info, rh_layout_get_member, rh_layout_info, rh_layout_loads, rh_layout_lookup,
-    rh_layout_member, rh_layout_move, rh_layout_new, rh_layout_nodes, rh_layout_options,
-    rh_layout_partition, rh_layout_plan, rh_layout_rebalance, rh_node, rh_status,
+    RH_CORRUPT, RH_DUPLICATE_NODE, RH_LAYOUT_CAPSULE, RH_LAYOUT_COPIES_MAX,
+    RH_LAYOUT_DIGEST_BYTES, RH_LAYOUT_NODES_MAX, RH_LAYOUT_PARTITIONS_MAX,
+    RH_LAYOUT_PARTITIONS_MIN, RH_NOT_ENOUGH_NODES, RH_OK, rh_free, rh_layout_digest,
+    rh_layout_dumps, rh_layout_free, rh_layout_get_info, rh_layout_get_member, rh_layout_info,
+    rh_layout_loads, rh_layout_lookup, rh_layout_member, rh_layout_move, rh_layout_new,
+    rh_layout_nodes, rh_layout_options, rh_layout_partition, rh_layout_plan,
+    rh_layout_rebalance, rh_node, rh_status,
 )
 
 from ringhold.errors import Corrupt, InvalidInput, NotEnoughNodes
@@ -230,6 +232,10 @@ cdef class Layout:
 
     def __hash__(self):
         return hash(self.digest())
+
+    def __ringhold_layout__(self):
+        """The layout for another extension module; see ``ringhold/capsule.h``."""
+        return new_capsule(self._layout, RH_LAYOUT_CAPSULE, self)
 
     def __repr__(self):
         return (

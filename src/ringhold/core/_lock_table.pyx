@@ -14,12 +14,13 @@ from operator import index as _as_index
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint64_t
 
+from ringhold.core._capsule cimport new_capsule
 from ringhold.core._nodes cimport decode_text, view_key
 from ringhold.core._status cimport raise_status
 from ringhold.core.c_ringhold cimport (
     RH_CONFLICT, RH_DEADLOCK, RH_INVALID_ARGUMENT, RH_LOCK_EXCLUSIVE, RH_LOCK_NAME_BYTES_MAX,
-    RH_LOCK_NONE, RH_NOT_OWNED, RH_OK, rh_free, rh_lock_acquire_many, rh_lock_cancel,
-    rh_lock_downgrade, rh_lock_expire, rh_lock_get_holders, rh_lock_get_mode,
+    RH_LOCK_NONE, RH_LOCK_TABLE_CAPSULE, RH_NOT_OWNED, RH_OK, rh_free, rh_lock_acquire_many,
+    rh_lock_cancel, rh_lock_downgrade, rh_lock_expire, rh_lock_get_holders, rh_lock_get_mode,
     rh_lock_get_waiters, rh_lock_grant, rh_lock_grants, rh_lock_grants_free, rh_lock_grants_new,
     rh_lock_grants_read, rh_lock_mode, rh_lock_party, rh_lock_release, rh_lock_release_owner,
     rh_lock_renew, rh_lock_request, rh_lock_table_free, rh_lock_table_new, rh_lock_table_size,
@@ -385,6 +386,10 @@ cdef class LockTable:
         if status != RH_OK:
             raise_status(status, "len")
         return size
+
+    def __ringhold_lock_table__(self):
+        """The table for another extension module; see ``ringhold/capsule.h``."""
+        return new_capsule(self.table, RH_LOCK_TABLE_CAPSULE, self)
 
     def __repr__(self):
         return f"<{type(self).__name__} of {len(self)} names>"

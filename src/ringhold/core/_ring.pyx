@@ -10,6 +10,7 @@ from operator import index as _as_index
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from ringhold.core._capsule cimport new_capsule
 from ringhold.core._nodes cimport encode_text, node_spec, node_specs, view_key
 from ringhold.core._ring_batch cimport lookup_batch, raise_lookup
 from ringhold.core._ring_forms cimport (
@@ -20,7 +21,7 @@ from ringhold.core._snapshot cimport (
     Snapshot, edit_snapshot, info_of, make_snapshot, members_of, profile_of, raise_refused,
 )
 from ringhold.core.c_ringhold cimport (
-    RH_DUPLICATE_NODE, RH_OK, RH_RING_ADD, RH_RING_REMOVE, RH_RING_REWEIGHT,
+    RH_DUPLICATE_NODE, RH_OK, RH_RING_ADD, RH_RING_CAPSULE, RH_RING_REMOVE, RH_RING_REWEIGHT,
     RH_RING_VNODES_DEFAULT, RH_UNKNOWN_NODE, rh_ring_change_kind, rh_ring_find, rh_ring_lookup,
     rh_ring_lookup_hash, rh_status,
 )
@@ -314,6 +315,11 @@ cdef class Ring:
         return dump_snapshot(self._snapshot) == dump_snapshot((<Ring>other)._snapshot)
 
     __hash__ = None
+
+    def __ringhold_ring__(self):
+        """The ring as it is now for another extension module; see ``ringhold/capsule.h``."""
+        cdef Snapshot snapshot = self._snapshot
+        return new_capsule(snapshot.ring, RH_RING_CAPSULE, snapshot)
 
     def __repr__(self):
         info = info_of(self._snapshot)

@@ -7,6 +7,17 @@ cdef extern from "ringhold/ringhold.h" nogil:
     int RH_VERSION_MAJOR
     int RH_VERSION_MINOR
     int RH_VERSION_PATCH
+    int RH_API_VERSION_MAJOR
+    int RH_API_VERSION_MINOR
+    int RH_API_VERSION
+
+    int rh_api_version() noexcept
+
+
+cdef extern from "ringhold/capsule.h" nogil:
+    const char *RH_RING_CAPSULE
+    const char *RH_LAYOUT_CAPSULE
+    const char *RH_LOCK_TABLE_CAPSULE
 
 
 cdef extern from "ringhold/status.h" nogil:

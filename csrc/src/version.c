@@ -1,0 +1,6 @@
+#include <ringhold/ringhold.h>
+
+int rh_api_version(void)
+{
+    return RH_API_VERSION;
+}
