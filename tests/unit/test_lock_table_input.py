@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 
+import ringhold
 from ringhold import LockTable, Mode
 from ringhold.errors import InvalidInput
 
@@ -59,6 +60,24 @@ def test_names_that_differ_in_one_byte_are_two():
     assert [table.holders(name)[0][0] for name in names] == list(range(1, len(names) + 1))
 
 
+@pytest.mark.parametrize(
+    "pair", [(303032, 519794), (120374, 538697), (346450, 1010075), (543265, 1119893)]
+)
+def test_names_whose_hashes_agree_are_two(pair):
+    """In all bits that choose a shard or are kept beside a name; found by trying 2.5 million."""
+    one, other = (f"lock/of/a/customer/{number:07}" for number in pair)
+    difference = ringhold.checksum(one.encode()) ^ ringhold.checksum(other.encode())
+    assert difference & (63 << 58 | 0xFFFFFFFF) == 0
+    table = LockTable()
+    assert table.try_acquire(one, 1) > 0
+    assert table.try_acquire(other, 2) > 0
+    assert table.request(one, 3) == 0
+    assert (table.holders(one), table.holders(other)) == ([(1, X)], [(2, X)])
+    assert table.release(other, 2) == []
+    assert [grant.owner for grant in table.release(one, 1)] == [3]
+    assert len(table) == 1
+
+
 @pytest.mark.parametrize("owner", [1, 2, 2**31, 2**32, 2**32 + 1, 2**62, OWNER_MAX])
 def test_owners_go_up_to_63_bits(owner):
     table = LockTable()
@@ -67,6 +86,18 @@ def test_owners_go_up_to_63_bits(owner):
     assert table.request("a", owner - 1 or 5) == 0
     (grant,) = table.release_owner(owner)
     assert grant.owner == (owner - 1 or 5)
+
+
+def test_owners_that_differ_in_one_bit_are_two():
+    table, owners = LockTable(), [1, *(2**bit + 1 for bit in range(1, 63))]
+    for count, owner in enumerate(owners):
+        assert table.mode("a", owner) is None
+        assert table.holders("a") == [(other, S) for other in owners[:count]]
+        table.try_acquire("a", owner, S)
+    for owner in reversed(owners):
+        table.release("a", owner)
+        assert table.mode("a", owner) is None
+    assert len(table) == 0
 
 
 # Wrong arguments
