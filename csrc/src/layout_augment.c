@@ -3,22 +3,15 @@
 
 #include "layout_flow.h"
 
+/*
+ * Arcs within a partition have room for one, so no path may use one twice. Those of nodes it
+ * cannot, since it goes from level to level; those into and out of the partition itself it does
+ * not when it comes there once.
+ */
 static bool is_hub_on_path(const struct flow *flow, uint32_t partition, size_t depth)
 {
     for (size_t i = 0; i < depth; i++) {
         if (flow->path[i].partition == partition && flow->path[i].through_hub) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool is_zone_on_path(const struct flow *flow, uint32_t partition, uint32_t zone,
-                            size_t depth)
-{
-    for (size_t i = 0; i < depth; i++) {
-        if (flow->path[i].partition == partition &&
-            (flow->path[i].entry == zone || flow->path[i].exit == zone)) {
             return true;
         }
     }
@@ -40,17 +33,16 @@ enum { DRAWS = 32 };
  * at last, and meet in far too many partitions. LAYOUT_NONE when luck gave none.
  */
 static uint32_t draw(const struct flow *flow, uint32_t partition, size_t start, size_t size,
-                     bool from_hub, size_t depth, uint64_t hash)
+                     bool from_hub, uint64_t hash)
 {
     for (unsigned i = 0; i < DRAWS && size > 0; i++) {
         size_t place = start + layout_pick(hash = layout_mix(hash), size);
-        uint32_t node = flow->pool.nodes[place], zone = flow_zone_of(flow, node);
+        uint32_t node = flow->pool.nodes[place];
 
         if (flow->pool.place[node] == place &&
             (flow->level[node] < flow->found ||
              layout_pick(hash << 32, flow->room_max) < flow->limit[node] - flow->load[node]) &&
-            (!from_hub ||
-             (flow_is_open(flow, zone) && !is_zone_on_path(flow, partition, zone, depth))) &&
+            (!from_hub || flow_is_open(flow, flow_zone_of(flow, node))) &&
             !flow_holds(flow, partition, node) && !flow_held_before(flow, partition, node)) {
             return node;
         }
@@ -88,7 +80,7 @@ static uint32_t pick_from_zone(const struct flow *flow, uint32_t partition, uint
         }
     }
     if (segment) {
-        uint32_t node = draw(flow, partition, segment->start, segment->count, false, 0, hash);
+        uint32_t node = draw(flow, partition, segment->start, segment->count, false, hash);
 
         return node != LAYOUT_NONE ? node : first_in_segment(flow, partition, segment);
     }
@@ -96,7 +88,7 @@ static uint32_t pick_from_zone(const struct flow *flow, uint32_t partition, uint
 }
 
 static uint32_t pick_from_hub(const struct flow *flow, uint32_t partition, size_t level,
-                              size_t depth, uint64_t hash)
+                              uint64_t hash)
 {
     const uint32_t *old = flow->old + (size_t)partition * flow->layout->replicas;
     const struct pool_group *group = pool_group(&flow->pool, pool_key(level, flow->hub + 1));
@@ -107,19 +99,16 @@ static uint32_t pick_from_hub(const struct flow *flow, uint32_t partition, size_
 
         if (node != LAYOUT_NONE && pool_has(&flow->pool, node) && flow->level[node] == level &&
             flow->price[node] == flow->hub && flow_is_open(flow, flow_zone_of(flow, node)) &&
-            !flow_holds(flow, partition, node) &&
-            !is_zone_on_path(flow, partition, flow_zone_of(flow, node), depth)) {
+            !flow_holds(flow, partition, node)) {
             return node;
         }
     }
-    drawn =
-        group ? draw(flow, partition, group->start, group->size, true, depth, hash) : LAYOUT_NONE;
+    drawn = group ? draw(flow, partition, group->start, group->size, true, hash) : LAYOUT_NONE;
     for (uint32_t i = 0; group && drawn == LAYOUT_NONE && i < group->live; i++) {
         const struct pool_segment *segment =
             &flow->pool.segments[flow->pool.live[group->first + i]];
 
-        if (flow_is_open(flow, segment->zone) &&
-            !is_zone_on_path(flow, partition, segment->zone, depth)) {
+        if (flow_is_open(flow, segment->zone)) {
             drawn = first_in_segment(flow, partition, segment);
         }
     }
@@ -130,7 +119,7 @@ static uint32_t pick_from_hub(const struct flow *flow, uint32_t partition, size_
 static bool choose(struct flow *flow, size_t depth)
 {
     struct flow_step *step = &flow->path[depth];
-    uint32_t partition = step->partition;
+    uint32_t partition = step->partition, entry;
     uint64_t hash = layout_mix(((uint64_t)partition << 32) + flow->placed);
     bool from_hub;
 
@@ -148,20 +137,17 @@ static bool choose(struct flow *flow, size_t depth)
             }
         }
     } else {
-        from_hub = flow_zone_count(flow, step->entry) > flow->limits->low[step->entry] &&
-                   flow->hub == flow_zone_price(flow, step->entry) &&
+        entry = flow_zone_of(flow, step->from);
+        from_hub = flow_zone_count(flow, entry) > flow->limits->low[entry] &&
+                   flow->hub == flow_zone_price(flow, entry) &&
                    !is_hub_on_path(flow, partition, depth);
-        step->to = pick_from_zone(flow, partition, step->entry, depth + 1, hash);
+        step->to = pick_from_zone(flow, partition, entry, depth + 1, hash);
     }
     if (step->to == LAYOUT_NONE && from_hub) {
-        step->to = pick_from_hub(flow, partition, depth + 1, depth, hash);
+        step->to = pick_from_hub(flow, partition, depth + 1, hash);
         step->through_hub = step->to != LAYOUT_NONE;
     }
-    if (step->to == LAYOUT_NONE) {
-        return false;
-    }
-    step->exit = flow_zone_of(flow, step->to);
-    return true;
+    return step->to != LAYOUT_NONE;
 }
 
 /* Sets the step at `depth` to the next partition that `node` can give up; false without one. */
@@ -173,13 +159,12 @@ static bool enter(struct flow *flow, uint32_t node, size_t depth)
         uint32_t partition = flow->held[flow->cursor[node]];
         int32_t cost = !flow_held_before(flow, partition, node);
 
-        if (!flow_holds(flow, partition, node) || is_zone_on_path(flow, partition, zone, depth)) {
+        if (!flow_holds(flow, partition, node)) {
             continue;
         }
         flow_look(flow, partition);
         if (flow->price[node] - cost == flow_zone_price(flow, zone)) {
-            flow->path[depth] = (struct flow_step){
-                .partition = partition, .from = node, .entry = zone, .exit = zone};
+            flow->path[depth] = (struct flow_step){.partition = partition, .from = node};
             return true;
         }
     }
@@ -209,8 +194,7 @@ static bool augment_one(struct flow *flow, uint32_t partition)
 {
     size_t depth = 0;
 
-    flow->path[0] = (struct flow_step){
-        .partition = partition, .from = LAYOUT_NONE, .entry = LAYOUT_NONE, .exit = LAYOUT_NONE};
+    flow->path[0] = (struct flow_step){.partition = partition, .from = LAYOUT_NONE};
     for (;;) {
         uint32_t node;
 

@@ -43,8 +43,6 @@ struct flow_step {
     uint32_t partition;
     uint32_t from;
     uint32_t to;
-    uint32_t entry; /* the zone of `from`, LAYOUT_NONE without one */
-    uint32_t exit;  /* the zone of `to` */
     bool through_hub;
 };
 

@@ -10,7 +10,7 @@ import warnings
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ringhold.core import Layout
@@ -170,8 +170,24 @@ def make(nodes, replicas):
         return Layout(given_nodes(nodes), replicas=replicas, partitions=PARTITIONS)
 
 
+def zoned(x, y, z=()):
+    """Nodes by zone, each a letter and its weight if that is not 1."""
+    return {
+        node[0]: (float(node[1:] or 1), zone)
+        for zone, nodes in (("x", x), ("y", y), ("z", z))
+        for node in nodes
+    }
+
+
 @settings(max_examples=150, deadline=None)
 @given(pools, st.integers(1, 5), st.lists(pools, min_size=1, max_size=3))
+# Most nodes change zones: paths of several steps, where one that is not shortest is tempting.
+@example(zoned("abcde", "fghi"), 4, [zoned("iafcbj", "dghkl")])
+@example(
+    zoned(["a", "b0.1", "c"], [], ["d20", "e20", "f"]),
+    5,
+    [zoned(["f5", "g20", "a5"], ["h0.1", "b0.1"], ["i5", "c20"])],
+)
 def test_every_rebalance_keeps_the_promises_with_the_fewest_moves(nodes, replicas, later):
     if replicas > replicas_of(nodes):
         with pytest.raises(NotEnoughNodes):

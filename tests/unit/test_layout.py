@@ -145,6 +145,9 @@ def test_copies_and_primaries_are_spread():
     cyclic = [tuple(names[(p + i) % 50] for i in range(3)) for p in range(4096)]
     layout = Layout(names)
     later = layout.rebalance([*names[5:], "new1", "new2"]).layout
+    renewed = layout
+    for i in range(10):
+        renewed = renewed.rebalance([*renewed.names[1:], f"x{i}"]).layout
 
     def partners(rows):
         pairs = collections.Counter(
@@ -154,7 +157,7 @@ def test_copies_and_primaries_are_spread():
         return min(met.values()), max(pairs.values())
 
     assert partners(cyclic) == (4, 164)
-    for rows in (table(layout), table(later)):
+    for rows in (table(layout), table(later), table(renewed)):
         fewest, most = partners(rows)
         assert fewest >= 44
         assert most <= 30

@@ -129,7 +129,7 @@ def copy_in(demo: Demo, progress: TransferProgress) -> None:
 
 
 def show_spread(demo: Demo, progress: TransferProgress) -> None:
-    """Show how evenly the ring spread them"""
+    """Show how evenly the layout spread them"""
     status = demo.cluster.status()
     partitions = sum(node.partitions for node in status.nodes)
     check(partitions == COPIES * 4096, f"4096 partitions have 3 holders each ({partitions})")
