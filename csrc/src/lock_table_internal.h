@@ -57,7 +57,7 @@ struct lock_entry {
 };
 
 struct lock_hold {
-    uint32_t entry;
+    alignas(64) uint32_t entry;
     uint32_t next; /* of the same name */
     uint32_t previous;
     uint32_t owner_next; /* of the same owner in this shard */

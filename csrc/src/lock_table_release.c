@@ -17,6 +17,10 @@ static rh_status reserve_for(const struct lock_shard *shard, uint32_t entry, rh_
 {
     struct lock_room room = {0, 0};
 
+    if (lock_entry_at(shard, entry)->queue == 0) {
+        grants->count = 0;
+        return RH_OK;
+    }
     lock_count_room(shard, entry, &room);
     return lock_reserve_grants(grants, room);
 }

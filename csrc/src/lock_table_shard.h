@@ -31,6 +31,24 @@ static inline uint32_t lock_hold_hash(uint32_t entry, uint64_t owner)
     return (uint32_t)lock_owner_hash(owner + entry * (uint64_t)0x85ebca6b);
 }
 
+/* memcmp() without a call for what most names are. */
+static inline bool lock_same_bytes(const char *a, const char *b, size_t bytes)
+{
+    uint64_t x, y, different = 0;
+
+    if (bytes < 8 || bytes > LOCK_NAME_INLINE) {
+        return memcmp(a, b, bytes) == 0;
+    }
+    for (size_t i = 0; i < bytes; i += 8) {
+        size_t at = i + 8 <= bytes ? i : bytes - 8;
+
+        memcpy(&x, a + at, 8);
+        memcpy(&y, b + at, 8);
+        different |= x ^ y;
+    }
+    return different == 0;
+}
+
 static inline uint32_t lock_find_entry(const struct lock_shard *shard, const struct lock_key *key)
 {
     uint32_t at = key->tag, number;
@@ -39,7 +57,7 @@ static inline uint32_t lock_find_entry(const struct lock_shard *shard, const str
         const struct lock_entry *entry = lock_entry_at(shard, number);
 
         if (entry->name_bytes == key->bytes &&
-            memcmp(lock_entry_name(entry), key->name, key->bytes) == 0) {
+            lock_same_bytes(lock_entry_name(entry), key->name, key->bytes)) {
             break;
         }
     }

@@ -161,6 +161,7 @@ def random_run(seed, count):
     return outcomes
 
 
+@pytest.mark.timeout(900)
 def test_a_million_random_operations_equal_the_model():
     outcomes = random_run(seed=3, count=10**6)
     # What the run is for has happened, and often.

@@ -190,6 +190,17 @@ def test_waiters_come_in_their_order_and_batches_together():
     assert seen(table.release("a", 5)) == [("a", 6, S), ("a", 7, S)]
 
 
+def test_those_who_are_served_pass_only_waiters_that_they_do_not_hinder():
+    table = LockTable()
+    table.request("a", 1, X)
+    for owner, mode in ((2, S), (3, IX), (4, IS), (5, S), (6, IX)):
+        assert table.request("a", owner, mode) == 0
+    assert seen(table.release("a", 1)) == [("a", 2, S), ("a", 4, IS)]
+    assert table.waiters("a") == [(3, IX), (5, S), (6, IX)]
+    assert seen(table.release("a", 2)) == [("a", 3, IX)]
+    assert table.waiters("a") == [(5, S), (6, IX)]
+
+
 def test_a_reader_does_not_pass_a_writer_that_waits():
     table = LockTable()
     table.request("a", 1, S)
@@ -525,10 +536,17 @@ def test_a_deadline_goes_with_the_last_thing_its_owner_has():
     table.request("a", 1)
     assert table.expire(11) == []
     assert table.mode("a", 1) is X
-    # A wait alone keeps it.
-    table.request("a", 2)
+
+
+def test_a_wait_alone_keeps_a_deadline():
+    table = LockTable()
+    table.request("a", 1)
+    table.request("b", 2)
     table.renew(2, 10)
-    table.expire(11)
+    assert table.request("a", 2) == 0
+    table.release("b", 2)
+    assert table.waiters("a") == [(2, X)]
+    assert table.expire(11) == []
     assert table.waiters("a") == []
 
 

@@ -69,6 +69,18 @@ def test_owners_go_up_to_63_bits(owner):
     assert grant.owner == (owner - 1 or 5)
 
 
+def test_owners_that_differ_in_one_bit_are_two():
+    table, owners = LockTable(), [1, *(2**bit + 1 for bit in range(1, 63))]
+    for count, owner in enumerate(owners):
+        assert table.mode("a", owner) is None
+        assert table.holders("a") == [(other, S) for other in owners[:count]]
+        table.try_acquire("a", owner, S)
+    for owner in reversed(owners):
+        table.release("a", owner)
+        assert table.mode("a", owner) is None
+    assert len(table) == 0
+
+
 # Wrong arguments
 
 CALLS = {
