@@ -68,6 +68,18 @@ def test_as_fast_as_the_xxhash_package(benchmark: Any, name: str, size: int) -> 
     report(benchmark, seconds, [(label, "xxhash")], times, "calls")
 
 
+def test_blocks_cost_little_more_than_the_whole(benchmark: Any) -> None:
+    data = bytes(SIZES[-1])
+    times = max(1, BYTES_PER_ROUND // len(data))
+    ways = {
+        "checksum_blocks": repeated(checksum_blocks, data, times),
+        "checksum": repeated(checksum, data, times),
+    }
+    seconds = benchmark.pedantic(in_turns, (ways,), rounds=1)
+    assert list(checksum_blocks(data)) == peer_blocks(data)
+    report(benchmark, seconds, [("checksum_blocks", "checksum")], times, "calls")
+
+
 @pytest.mark.parametrize("size", [64 << 20, 4 << 20, BLOCK] if FULL else [BLOCK + 1])
 def test_a_copy_with_checksums_costs_little_more_than_one_without(
     benchmark: Any, size: int

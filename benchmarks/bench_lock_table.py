@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pairs import FULL, REPORT, ROUNDS, in_turns, report
+from pairs import FULL, ROUNDS, figure, in_turns, report
 from ringhold import LockTable
 
 CSRC = Path(__file__).parent.parent / "csrc"
@@ -105,9 +104,4 @@ def test_the_core_alone(benchmark: Any, program: Path) -> None:
     benchmark.pedantic(run, rounds=ROUNDS, iterations=1)
     assert list(found) == ["mutex", "hot", "cold", "beside", "all"]
     for what, figures in found.items():
-        benchmark.extra_info[what] = statistics.median(figures)
-        if FULL:
-            REPORT.append(
-                f"C lock table, {what}: {statistics.median(figures):.1f} ns per pair "
-                f"({min(figures):.1f} to {max(figures):.1f}), {NAMES} names"
-            )
+        figure(benchmark, f"C lock table, {what}", figures, "ns")

@@ -42,8 +42,7 @@ class Goal:
                 "min": 1 / noted["max"],
                 "max": 1 / noted["min"],
             }
-        scale = 1e9 if self.kind is Kind.NANOSECONDS else 1
-        return {name: number * scale for name, number in noted.items()}
+        return noted
 
     def reached(self, value: Spread) -> bool:
         """Judged by the median."""
@@ -110,26 +109,38 @@ def _layout() -> Iterator[Goal]:
             1,
             tiny=f"rebalance 256 x 12, {change}, 3 zones",
         )
-    yield Goal(section, "moved / necessary", "layout moved / necessary", Kind.COUNT, 1)
-    yield Goal(
-        section, "furthest node from its share, copies", "copies beyond the share", Kind.COUNT, 1
-    )
+    for measure, figure in (
+        ("moved / necessary", "moved / necessary"),
+        ("copies of the node furthest from its share", "furthest from its share"),
+    ):
+        yield Goal(
+            section,
+            f"{measure}, no zones, one added",
+            f"rebalance 4096 x 100, one added, no zones: {figure}",
+            Kind.COUNT,
+            1,
+            tiny=f"rebalance 256 x 12, one added, no zones: {figure}",
+        )
 
 
 def _lock_table() -> Iterator[Goal]:
     section = "Lock table"
-    for names, bound in (("one name", 60), ("1 M names", 400)):
+    for names, figure, bound in (
+        ("one hot name", "hot", 60),
+        ("1 M names in random order", "cold", 400),
+        ("1 M names held at once", "all", 400),
+    ):
         yield Goal(
             section,
             f"acquire and release in C, {names}",
-            f"C pair, {names}",
+            f"C lock table, {figure}",
             Kind.NANOSECONDS,
             bound,
         )
     yield Goal(
         section,
-        "acquire and release from Python, beside `with threading.Lock()`",
-        "pair / threading.Lock",
+        "acquire and release beside `with threading.Lock()`",
+        "try_acquire and release / with threading.Lock()",
         Kind.TIME,
         2,
     )

@@ -57,7 +57,7 @@ FIGURES = {
     "a / c": spread(0.4, 0.25, 0.5),
     "d / e": spread(20, 10, 30),
     "d / f": spread(19.9, 10, 30),
-    "g": spread(59e-9, 50e-9, 70e-9),
+    "g": spread(59, 50, 70),
     "h": spread(1.01, 0.5, 2),
     "i": spread(1, 1, 1),
 }
