@@ -185,7 +185,9 @@ static void lookup_block(const rh_ring *ring, const uint64_t *hashes, size_t cou
     }
     for (size_t i = 0; i < count; i++) {
         low[i] = ring->directory[hashes[i] >> ring->shift];
+        /* The points compared may begin in one cache line and end in the next. */
         prefetch(ring->points + low[i]);
+        prefetch(ring->points + low[i] + RING_LANES - 1);
         prefetch(ring->owners + low[i]);
     }
     for (size_t i = 0; i < count; i++) {
