@@ -1,24 +1,16 @@
 /* Making layouts and looking them up. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "layout_internal.h"
+#include "node.h"
 #include "xxh3.h"
-
-int layout_compare(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
-{
-    size_t common = a_bytes < b_bytes ? a_bytes : b_bytes;
-    int order = common > 0 ? memcmp(a, b, common) : 0;
-
-    return order != 0 ? order : (a_bytes > b_bytes) - (a_bytes < b_bytes);
-}
 
 static int by_name(const void *a, const void *b)
 {
     const struct layout_node *x = a, *y = b;
 
-    return layout_compare(x->name, x->name_bytes, y->name, y->name_bytes);
+    return rh_compare_bytes(x->name, x->name_bytes, y->name, y->name_bytes);
 }
 
 static int by_zone(const void *a, const void *b)
@@ -26,7 +18,7 @@ static int by_zone(const void *a, const void *b)
     const struct layout_node *x = *(const struct layout_node *const *)a;
     const struct layout_node *y = *(const struct layout_node *const *)b;
 
-    return layout_compare(x->zone, x->zone_bytes, y->zone, y->zone_bytes);
+    return rh_compare_bytes(x->zone, x->zone_bytes, y->zone, y->zone_bytes);
 }
 
 /* Takes a node over as it is; names and zones still lie in the caller's memory. */
@@ -34,9 +26,7 @@ static rh_status take_node(rh_layout *layout, const rh_node *given, size_t *text
 {
     struct layout_node *node = &layout->nodes[layout->node_count];
 
-    if ((given->name == NULL && given->name_bytes > 0) ||
-        (given->zone == NULL && given->zone_bytes > 0) || !isfinite(given->weight) ||
-        given->weight < 0) {
+    if (!rh_node_is_sound(given)) {
         return RH_INVALID_ARGUMENT;
     }
     if (given->name_bytes > SIZE_MAX - *text_bytes ||
@@ -199,7 +189,8 @@ uint32_t layout_find_zone(const rh_layout *layout, const char *zone, size_t zone
         size_t middle = low + (high - low) / 2;
         const struct layout_node *node = &layout->nodes[zone_nodes[middle]];
         /* zones of single nodes stand behind the named ones */
-        int order = node->zone ? layout_compare(node->zone, node->zone_bytes, zone, zone_bytes) : 1;
+        int order =
+            node->zone ? rh_compare_bytes(node->zone, node->zone_bytes, zone, zone_bytes) : 1;
 
         if (order == 0) {
             return (uint32_t)middle;
@@ -228,6 +219,9 @@ rh_status rh_layout_new(const rh_node *nodes, size_t count, const rh_layout_opti
     rh_layout *layout = NULL;
     rh_status status;
 
+    if (out == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
     options = options ? options : &defaults;
     status = layout_make(
         nodes, count, options->replicas > 0 ? options->replicas : RH_LAYOUT_REPLICAS_DEFAULT,
@@ -263,6 +257,9 @@ void rh_layout_free(rh_layout *layout)
 
 rh_status rh_layout_get_info(const rh_layout *layout, rh_layout_info *out)
 {
+    if (layout == NULL || out == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
     out->epoch = layout->epoch;
     out->partitions = layout->partitions;
     out->replicas = layout->replicas;
@@ -277,6 +274,9 @@ rh_status rh_layout_get_member(const rh_layout *layout, size_t index, rh_layout_
 {
     const struct layout_node *node;
 
+    if (layout == NULL || out == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
     if (index >= layout->node_count) {
         return RH_UNKNOWN_NODE;
     }
@@ -296,7 +296,7 @@ rh_status rh_layout_find(const rh_layout *layout, const void *name, size_t name_
     struct layout_node wanted = {.name = name, .name_bytes = name_bytes};
     const struct layout_node *found;
 
-    if (name == NULL && name_bytes > 0) {
+    if (layout == NULL || out == NULL || (name == NULL && name_bytes > 0)) {
         return RH_INVALID_ARGUMENT;
     }
     found = bsearch(&wanted, layout->nodes, layout->node_count, sizeof wanted, by_name);
@@ -310,7 +310,7 @@ rh_status rh_layout_find(const rh_layout *layout, const void *name, size_t name_
 rh_status rh_layout_partition(const rh_layout *layout, const void *key, size_t key_bytes,
                               uint32_t *out)
 {
-    if (key == NULL && key_bytes > 0) {
+    if (layout == NULL || out == NULL || (key == NULL && key_bytes > 0)) {
         return RH_INVALID_ARGUMENT;
     }
     *out = (uint32_t)(XXH3_64bits(key, key_bytes) >> layout->shift);
@@ -321,7 +321,7 @@ rh_status rh_layout_nodes(const rh_layout *layout, uint32_t partition, uint32_t 
 {
     const uint16_t *row;
 
-    if (partition >= layout->partitions) {
+    if (layout == NULL || out == NULL || partition >= layout->partitions) {
         return RH_INVALID_ARGUMENT;
     }
     row = layout->table + (size_t)partition * layout->replicas;

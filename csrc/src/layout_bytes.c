@@ -18,6 +18,7 @@
 #include <ringhold/checksum.h>
 
 #include "layout_internal.h"
+#include "node.h"
 #include "wire.h"
 
 static const char MAGIC[4] = {'R', 'H', 'L', 'Y'};
@@ -50,6 +51,9 @@ rh_status rh_layout_dumps(const rh_layout *layout, void **data, size_t *size)
     struct wire_writer writer = {0};
     rh_status status;
 
+    if (layout == NULL || data == NULL || size == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
     wire_put_bytes(&writer, MAGIC, sizeof MAGIC);
     wire_put_u8(&writer, VERSION);
     wire_put_u64(&writer, layout->epoch);
@@ -77,12 +81,15 @@ rh_status rh_layout_dumps(const rh_layout *layout, void **data, size_t *size)
 rh_status rh_layout_digest(const rh_layout *layout, uint8_t out[RH_LAYOUT_DIGEST_BYTES])
 {
     struct wire_writer writer = {0};
-    uint16_t *numbers = malloc(layout->node_count * sizeof *numbers);
-    rh_status status = numbers ? RH_OK : RH_NO_MEMORY;
-    uint16_t count = 0;
+    uint16_t *numbers, count = 0;
+    rh_status status;
 
-    if (status != RH_OK) {
-        return status;
+    if (layout == NULL || out == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
+    numbers = malloc(layout->node_count * sizeof *numbers);
+    if (numbers == NULL) {
+        return RH_NO_MEMORY;
     }
     wire_put_u32(&writer, layout->partitions);
     wire_put_u32(&writer, layout->replicas);
@@ -102,17 +109,6 @@ rh_status rh_layout_digest(const rh_layout *layout, uint8_t out[RH_LAYOUT_DIGEST
     free(writer.data);
     free(numbers);
     return status;
-}
-
-static bool is_sorted(const rh_node *nodes, size_t count)
-{
-    for (size_t i = 1; i < count; i++) {
-        if (layout_compare(nodes[i - 1].name, nodes[i - 1].name_bytes, nodes[i].name,
-                           nodes[i].name_bytes) >= 0) {
-            return false;
-        }
-    }
-    return true;
 }
 
 /* The nodes, borrowing their texts from the data. RH_CORRUPT leaves `*out` for free(), too. */
@@ -140,7 +136,7 @@ static rh_status get_nodes(struct wire_reader *reader, size_t count, rh_node **o
             return RH_CORRUPT;
         }
     }
-    return is_sorted(nodes, count) ? RH_OK : RH_CORRUPT;
+    return rh_nodes_ascend(nodes, count) ? RH_OK : RH_CORRUPT;
 }
 
 static bool get_table(struct wire_reader *reader, rh_layout *layout)
@@ -183,7 +179,7 @@ rh_status rh_layout_loads(const void *data, size_t size, rh_layout **out)
     uint32_t partitions, replicas, count;
     uint8_t version;
     uint64_t epoch;
-    rh_status status = wire_open(&reader, data, size);
+    rh_status status = out ? wire_open(&reader, data, size) : RH_INVALID_ARGUMENT;
 
     if (status != RH_OK) {
         return status;

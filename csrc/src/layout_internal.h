@@ -63,8 +63,6 @@ static inline size_t layout_pick(uint64_t hash, size_t count)
     return (size_t)(((hash >> 32) * (uint64_t)count) >> 32);
 }
 
-int layout_compare(const void *a, size_t a_bytes, const void *b, size_t b_bytes);
-
 /*
  * A layout of these nodes with an empty table, everything else checked and filled in. Replicas
  * and partitions are at least 1 and not the defaults' 0.

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "layout_internal.h"
+#include "node.h"
 
 struct rebalance {
     const rh_layout *from;
@@ -29,8 +30,8 @@ static void renumber(struct rebalance *run)
         int order = 1;
 
         while (at < to->node_count &&
-               (order = layout_compare(to->nodes[at].name, to->nodes[at].name_bytes, node->name,
-                                       node->name_bytes)) < 0) {
+               (order = rh_compare_bytes(to->nodes[at].name, to->nodes[at].name_bytes, node->name,
+                                         node->name_bytes)) < 0) {
             at++;
         }
         run->number[i] = at < to->node_count && order == 0 && to->nodes[at].weight > 0
@@ -181,6 +182,9 @@ rh_status rh_layout_rebalance(const rh_layout *layout, const rh_node *nodes, siz
     struct rebalance run = {.from = layout};
     rh_status status;
 
+    if (layout == NULL || out == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
     if (layout->epoch == UINT64_MAX) {
         return RH_TOO_LARGE;
     }

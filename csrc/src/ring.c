@@ -3,19 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "node.h"
 #include "ring_internal.h"
-
-int ring_compare_bytes(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
-{
-    size_t common = a_bytes < b_bytes ? a_bytes : b_bytes;
-    int order = common > 0 ? memcmp(a, b, common) : 0;
-
-    return order != 0 ? order : (a_bytes > b_bytes) - (a_bytes < b_bytes);
-}
 
 int ring_compare_names(const struct ring_slot *a, const struct ring_slot *b)
 {
-    return ring_compare_bytes(a->name, a->name_bytes, b->name, b->name_bytes);
+    return rh_compare_bytes(a->name, a->name_bytes, b->name, b->name_bytes);
 }
 
 static int by_slot_name(const void *a, const void *b)
@@ -30,7 +23,7 @@ static int by_slot_zone(const void *a, const void *b)
     const struct ring_slot *x = *(const struct ring_slot *const *)a;
     const struct ring_slot *y = *(const struct ring_slot *const *)b;
 
-    return ring_compare_bytes(x->zone, x->zone_bytes, y->zone, y->zone_bytes);
+    return rh_compare_bytes(x->zone, x->zone_bytes, y->zone, y->zone_bytes);
 }
 
 static int by_change_name(const void *a, const void *b)
@@ -38,24 +31,20 @@ static int by_change_name(const void *a, const void *b)
     const rh_node *x = &(*(const rh_ring_change *const *)a)->node;
     const rh_node *y = &(*(const rh_ring_change *const *)b)->node;
 
-    return ring_compare_bytes(x->name, x->name_bytes, y->name, y->name_bytes);
+    return rh_compare_bytes(x->name, x->name_bytes, y->name, y->name_bytes);
 }
 
 /* Zero is stored without its sign, so that equal rings are written as equal bytes. */
-static rh_status set_weight(struct ring_slot *slot, double weight)
+/* -0.0 is written as other bytes than 0.0, and means the same. */
+static double positive(double weight)
 {
-    if (!isfinite(weight) || weight < 0) {
-        return RH_INVALID_ARGUMENT;
-    }
-    slot->weight = weight == 0 ? 0 : weight;
-    return RH_OK;
+    return weight == 0 ? 0 : weight;
 }
 
 /* Fills a slot whose name and zone still lie in the caller's memory; own_text() copies them. */
 static rh_status fill_slot(struct ring_slot *slot, const rh_node *node)
 {
-    if ((node->name == NULL && node->name_bytes > 0) ||
-        (node->zone == NULL && node->zone_bytes > 0)) {
+    if (!rh_node_is_sound(node)) {
         return RH_INVALID_ARGUMENT;
     }
     slot->name = node->name ? node->name : "";
@@ -63,7 +52,8 @@ static rh_status fill_slot(struct ring_slot *slot, const rh_node *node)
     slot->zone = node->zone;
     slot->zone_bytes = node->zone_bytes;
     slot->present = true;
-    return set_weight(slot, node->weight);
+    slot->weight = positive(node->weight);
+    return RH_OK;
 }
 
 /* Moves all names and zones into one block that the ring owns. */
@@ -296,7 +286,11 @@ static rh_status apply(rh_ring *ring, const rh_ring *old, const rh_ring_change *
         slot->zone_bytes = 0;
         return RH_OK;
     case RH_RING_REWEIGHT:
-        return present ? set_weight(slot, change->node.weight) : RH_UNKNOWN_NODE;
+        if (!present || !rh_node_is_sound(&change->node)) {
+            return present ? RH_INVALID_ARGUMENT : RH_UNKNOWN_NODE;
+        }
+        slot->weight = positive(change->node.weight);
+        return RH_OK;
     }
     return RH_INVALID_ARGUMENT;
 }

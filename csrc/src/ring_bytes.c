@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "node.h"
 #include "ring_internal.h"
 #include "wire.h"
 
@@ -73,13 +74,9 @@ static bool read_nodes(struct wire_reader *reader, rh_ring_profile profile, rh_n
         if (reader->failed || signbit(node->weight)) {
             return false;
         }
-        if (i > 0 && !ring_profile(profile)->by_number &&
-            ring_compare_bytes(nodes[i - 1].name, nodes[i - 1].name_bytes, node->name,
-                               node->name_bytes) >= 0) {
-            return false;
-        }
     }
-    return wire_at_end(reader);
+    return wire_at_end(reader) &&
+           (ring_profile(profile)->by_number || rh_nodes_ascend(nodes, count));
 }
 
 rh_status rh_ring_loads(const void *data, size_t size, rh_ring **out)

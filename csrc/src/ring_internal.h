@@ -52,7 +52,6 @@ struct rh_ring {
     uint32_t vnodes;
 };
 
-int ring_compare_bytes(const void *a, size_t a_bytes, const void *b, size_t b_bytes);
 int ring_compare_names(const struct ring_slot *a, const struct ring_slot *b);
 
 /* Whether the slot of that name exists, present or removed, and its number. */

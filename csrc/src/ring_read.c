@@ -1,4 +1,5 @@
 /* What a ring tells about itself and its nodes. */
+#include "node.h"
 #include "ring_internal.h"
 
 bool ring_find_slot(const rh_ring *ring, const void *name, size_t name_bytes, uint32_t *out)
@@ -8,7 +9,7 @@ bool ring_find_slot(const rh_ring *ring, const void *name, size_t name_bytes, ui
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         const struct ring_slot *slot = &ring->slots[ring->by_name[middle]];
-        int order = ring_compare_bytes(slot->name, slot->name_bytes, name, name_bytes);
+        int order = rh_compare_bytes(slot->name, slot->name_bytes, name, name_bytes);
 
         if (order == 0) {
             *out = ring->by_name[middle];

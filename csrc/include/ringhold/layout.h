@@ -13,6 +13,8 @@
  * it. What such a bound takes from one node goes to all others by weight ("water-filling"). A
  * node holds its share rounded down or up, so every one is within one copy of it.
  *
+ * A NULL where a pointer is needed is RH_INVALID_ARGUMENT.
+ *
  * A layout is immutable: rh_layout_rebalance makes the next one beside it. Any number of threads
  * may use one layout at once.
  *
@@ -112,8 +114,7 @@ RH_API void rh_layout_free(rh_layout *layout);
 RH_API RH_NODISCARD rh_status rh_layout_rebalance(const rh_layout *layout, const rh_node *nodes,
                                                   size_t count, rh_layout_plan *out);
 
-/* Cannot fail. */
-RH_API rh_status rh_layout_get_info(const rh_layout *layout, rh_layout_info *out);
+RH_API RH_NODISCARD rh_status rh_layout_get_info(const rh_layout *layout, rh_layout_info *out);
 
 /* The node numbered `index`; RH_UNKNOWN_NODE beyond the last. */
 RH_API RH_NODISCARD rh_status rh_layout_get_member(const rh_layout *layout, size_t index,
@@ -123,7 +124,7 @@ RH_API RH_NODISCARD rh_status rh_layout_get_member(const rh_layout *layout, size
 RH_API RH_NODISCARD rh_status rh_layout_find(const rh_layout *layout, const void *name,
                                              size_t name_bytes, uint32_t *out);
 
-/* RH_INVALID_ARGUMENT for a NULL key of more than no bytes. */
+/* The partition of a key. */
 RH_API RH_NODISCARD rh_status rh_layout_partition(const rh_layout *layout, const void *key,
                                                   size_t key_bytes, uint32_t *out);
 
