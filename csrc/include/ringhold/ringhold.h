@@ -1,5 +1,5 @@
 /*
- * Ringhold's C core: placement and checksums. No globals, no clock, no randomness, no I/O, no
+ * Ringhold's C core: placement, lock table, checksums. No globals, no clock, no randomness, no I/O, no
  * locale, no threads: what a function needs comes in as an argument, so several copies of the
  * library may live in one process.
  *
