@@ -285,7 +285,7 @@ static void memory_comes_back(void)
 {
     enum { MANY = 100000 };
     struct scene scene = empty();
-    char name[NAME_BYTES];
+    char name[NAME_BYTES] = {0};
     uint64_t token;
 
     for (int round = 0; round < 2; round++) {

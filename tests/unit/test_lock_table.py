@@ -401,6 +401,17 @@ def test_releasing_what_is_not_held_is_refused_and_changes_nothing():
     assert state(table, "ä") == before
 
 
+def test_a_hundred_thousand_owners_share_a_name_and_each_can_go():
+    table, owners = LockTable(), range(1, 100_001)
+    for owner in owners:
+        assert table.try_acquire("a", owner, IS) > 0
+    assert [owner for owner, _ in table.holders("a")] == list(owners)
+    for owner in owners:
+        table.release_owner(owner)
+        assert table.mode("a", owner) is None
+    assert len(table) == 0
+
+
 def test_an_owner_that_goes_loses_everything_and_everybody_behind_it_comes():
     table = LockTable()
     for name in ("a", "b"):

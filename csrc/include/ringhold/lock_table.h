@@ -32,8 +32,8 @@
  *
  * Threads: any number may use one table at once, also for the same owner; making and freeing it
  * are for one. Calls lock the part of the table that the name falls into; a request that must
- * wait while its owner holds something and others wait, rh_lock_expire, and the first
- * rh_lock_renew of an owner stop the whole table for a moment. Nothing is called back, and no
+ * wait while its owner holds something and others wait, rh_lock_expire, rh_lock_table_size, and
+ * the first rh_lock_renew of an owner stop the whole table for a moment. Nothing is called back, and no
  * lock is held when a function returns. A table may be used after fork() if no other thread was
  * inside a call at that time.
  *

@@ -1,7 +1,7 @@
 /*
- * Ringhold's C core: placement and checksums. No globals, no clock, no randomness, no I/O, no
- * locale, no threads: what a function needs comes in as an argument, so several copies of the
- * library may live in one process.
+ * Ringhold's C core: placement, lock table and checksums. No globals, no clock, no randomness,
+ * no I/O, no locale, no threads: what a function needs comes in as an argument, so several
+ * copies of the library may live in one process.
  *
  * Conventions: functions return rh_status, outputs come last and options before them; options
  * set to zero, or a NULL pointer to them, mean the defaults. Objects are opaque, made by
