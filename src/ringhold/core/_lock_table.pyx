@@ -15,7 +15,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint64_t
 
 from ringhold.core._capsule cimport new_capsule
-from ringhold.core._nodes cimport decode_text, view_key
+from ringhold.core._nodes cimport decode_text, view_text
 from ringhold.core._status cimport raise_status
 from ringhold.core.c_ringhold cimport (
     RH_CONFLICT, RH_DEADLOCK, RH_INVALID_ARGUMENT, RH_LOCK_EXCLUSIVE, RH_LOCK_NAME_BYTES_MAX,
@@ -100,7 +100,7 @@ cdef int _refuse(rh_status status, object name, object owner) except -1:
     cdef size_t size = 0
     text = None
     if name is not None:
-        _alive = view_key(name, &data, &size)
+        _alive = view_text(name, &data, &size, "name")
         if size == 0 or size > RH_LOCK_NAME_BYTES_MAX:
             raise InvalidInput(
                 f"a name has 1 to {RH_LOCK_NAME_BYTES_MAX} bytes, but this one has {size}"
@@ -231,7 +231,7 @@ cdef class LockTable:
         cdef uint64_t token = 0
         cdef uint64_t number = _owner_of(owner)
         cdef rh_lock_mode wanted = _mode_of(mode)
-        _alive = view_key(name, &data, &size)
+        _alive = view_text(name, &data, &size, "name")
         status = rh_lock_try_acquire(self.table, data, size, number, wanted, &token)
         if status != RH_OK and status != RH_CONFLICT:
             _refuse(status, name, owner)
@@ -252,7 +252,7 @@ cdef class LockTable:
         cdef uint64_t token = 0
         cdef uint64_t number = _owner_of(owner)
         cdef rh_lock_mode wanted = _mode_of(mode)
-        _alive = view_key(name, &data, &size)
+        _alive = view_text(name, &data, &size, "name")
         status = rh_lock_request(self.table, data, size, number, wanted, &token)
         if status == RH_INVALID_ARGUMENT and 0 < size <= RH_LOCK_NAME_BYTES_MAX:
             raise InvalidInput(
@@ -286,7 +286,7 @@ cdef class LockTable:
         cdef const void *data = NULL
         cdef size_t size = 0
         cdef uint64_t number = _owner_of(owner)
-        _alive = view_key(name, &data, &size)
+        _alive = view_text(name, &data, &size, "name")
         status = rh_lock_release(self.table, data, size, number, _buffer(self))
         if status != RH_OK:
             _refuse(status, name, owner)
@@ -307,7 +307,7 @@ cdef class LockTable:
         cdef const void *data = NULL
         cdef size_t size = 0
         cdef uint64_t number = _owner_of(owner)
-        _alive = view_key(name, &data, &size)
+        _alive = view_text(name, &data, &size, "name")
         status = rh_lock_cancel(self.table, data, size, number, _buffer(self))
         if status != RH_OK:
             _refuse(status, name, owner)
@@ -323,7 +323,7 @@ cdef class LockTable:
         cdef size_t size = 0
         cdef uint64_t number = _owner_of(owner)
         cdef rh_lock_mode wanted = _mode_of(mode)
-        _alive = view_key(name, &data, &size)
+        _alive = view_text(name, &data, &size, "name")
         status = rh_lock_downgrade(self.table, data, size, number, wanted, _buffer(self))
         if status == RH_INVALID_ARGUMENT and 0 < size <= RH_LOCK_NAME_BYTES_MAX:
             raise InvalidInput(
@@ -373,7 +373,7 @@ cdef class LockTable:
         cdef size_t size = 0
         cdef rh_lock_mode mode = RH_LOCK_NONE
         cdef uint64_t number = _owner_of(owner)
-        _alive = view_key(name, &data, &size)
+        _alive = view_text(name, &data, &size, "name")
         status = rh_lock_get_mode(self.table, data, size, number, &mode)
         if status != RH_OK:
             _refuse(status, name, owner)
@@ -400,7 +400,7 @@ cdef list _read_parties(LockTable table, object name, bint waiters):
     cdef size_t size = 0
     cdef rh_lock_party *parties = NULL
     cdef size_t count = 0
-    _alive = view_key(name, &data, &size)
+    _alive = view_text(name, &data, &size, "name")
     if waiters:
         status = rh_lock_get_waiters(table.table, data, size, &parties, &count)
     else:
@@ -427,15 +427,15 @@ cdef object _acquire_many(LockTable table, tuple names, uint64_t owner, rh_lock_
     sizes = <size_t *>(data + count)
     tokens = <uint64_t *>(sizes + count)
     try:
-        # What view_key returns may be all that keeps the bytes alive.
-        alive = [view_key(names[i], &data[i], &sizes[i]) for i in range(count)]
+        # What view_text returns may be all that keeps the bytes alive.
+        alive = [view_text(names[i], &data[i], &sizes[i], "name") for i in range(count)]
         status = rh_lock_acquire_many(table.table, data, sizes, count, owner, mode, tokens)
         if status == RH_CONFLICT:
             return None
         if status == RH_INVALID_ARGUMENT:
-            for name in alive:
-                if not 0 < len(name) <= RH_LOCK_NAME_BYTES_MAX:
-                    _refuse(status, name, owner)
+            for i in range(count):
+                if not 0 < sizes[i] <= RH_LOCK_NAME_BYTES_MAX:
+                    _refuse(status, alive[i], owner)
         if status != RH_OK:
             raise_status(status, f"{count} locks, owner {owner}")
         return [tokens[i] for i in range(count)]

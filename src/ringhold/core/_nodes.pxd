@@ -22,22 +22,29 @@ cdef inline str decode_text(const void *data, size_t size):
     return (<const char *>data)[:size].decode("utf-8", "surrogateescape")
 
 
-cdef inline object view_key(object key, const void **data, size_t *size):
-    """The bytes of a key; valid as long as the object returned lives."""
+cdef inline object view_text(object text, const void **data, size_t *size, str what):
+    """The bytes of a ``str`` or ``bytes``; valid as long as the object returned lives."""
     cdef Py_ssize_t length = 0
-    if isinstance(key, str):
-        if PyUnicode_IS_COMPACT_ASCII(key):
-            data[0] = PyUnicode_DATA(key)
-            size[0] = <size_t>PyUnicode_GET_LENGTH(key)
-            return key
-        data[0] = PyUnicode_AsUTF8AndSize(key, &length)
+    if isinstance(text, str):
+        if PyUnicode_IS_COMPACT_ASCII(text):
+            data[0] = PyUnicode_DATA(text)
+            size[0] = <size_t>PyUnicode_GET_LENGTH(text)
+            return text
+        data[0] = PyUnicode_AsUTF8AndSize(text, &length)
         if data[0] != NULL:
             size[0] = <size_t>length
-            return key
+            return text
         PyErr_Clear()
+        text = encode_text(text, what)
+    elif not isinstance(text, bytes):
+        text = encode_text(text, what)
+    data[0] = PyBytes_AS_STRING(text)
+    size[0] = <size_t>PyBytes_GET_SIZE(text)
+    return text
+
+
+cdef inline object view_key(object key, const void **data, size_t *size):
+    """The same of a key, which may be any contiguous buffer as well."""
+    if not isinstance(key, (str, bytes)):
         key = encode_key(key)
-    elif not isinstance(key, bytes):
-        key = encode_key(key)
-    data[0] = PyBytes_AS_STRING(key)
-    size[0] = <size_t>PyBytes_GET_SIZE(key)
-    return key
+    return view_text(key, data, size, "key")

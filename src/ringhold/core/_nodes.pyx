@@ -27,10 +27,8 @@ cdef bytes encode_text(object text, str what):
 
 
 cdef bytes encode_key(object key):
-    """A key of any kind as bytes of its own."""
+    """A key that is no text, as bytes of its own."""
     cdef Py_buffer view
-    if isinstance(key, str):
-        return encode_text(key, "key")
     if not PyObject_CheckBuffer(key):
         raise TypeError(f"key must be str, bytes or a buffer, not {type(key).__name__}")
     PyObject_GetBuffer(key, &view, PyBUF_SIMPLE)
