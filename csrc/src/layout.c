@@ -127,8 +127,8 @@ out:
     return status;
 }
 
-rh_status layout_make(const rh_node *nodes, size_t count, uint32_t replicas, uint32_t partitions,
-                      rh_layout **out)
+rh_status rh_layout_make(const rh_node *nodes, size_t count, uint32_t replicas, uint32_t partitions,
+                         rh_layout **out)
 {
     rh_layout *layout;
     rh_status status;
@@ -173,15 +173,15 @@ rh_status layout_make(const rh_node *nodes, size_t count, uint32_t replicas, uin
     return RH_OK;
 }
 
-void layout_zone_nodes(const rh_layout *layout, uint32_t *out)
+void rh_layout_zone_nodes(const rh_layout *layout, uint32_t *out)
 {
     for (size_t i = 0; i < layout->node_count; i++) {
         out[layout->nodes[i].zone_id] = (uint32_t)i;
     }
 }
 
-uint32_t layout_find_zone(const rh_layout *layout, const char *zone, size_t zone_bytes,
-                          const uint32_t *zone_nodes)
+uint32_t rh_layout_find_zone(const rh_layout *layout, const char *zone, size_t zone_bytes,
+                             const uint32_t *zone_nodes)
 {
     size_t low = 0, high = layout->zone_count;
 
@@ -204,7 +204,7 @@ uint32_t layout_find_zone(const rh_layout *layout, const char *zone, size_t zone
     return LAYOUT_NONE;
 }
 
-void layout_count(rh_layout *layout)
+void rh_layout_count(rh_layout *layout)
 {
     for (size_t i = 0; i < (size_t)layout->partitions * layout->replicas; i++) {
         layout->nodes[layout->table[i]].copies++;
@@ -223,24 +223,24 @@ rh_status rh_layout_new(const rh_node *nodes, size_t count, const rh_layout_opti
         return RH_INVALID_ARGUMENT;
     }
     options = options ? options : &defaults;
-    status = layout_make(
+    status = rh_layout_make(
         nodes, count, options->replicas > 0 ? options->replicas : RH_LAYOUT_REPLICAS_DEFAULT,
         options->partitions > 0 ? options->partitions : RH_LAYOUT_PARTITIONS_DEFAULT, &layout);
     if (status == RH_OK) {
-        status = layout_limits_make(layout, &limits);
+        status = rh_layout_limits_make(layout, &limits);
     }
     if (status == RH_OK) {
-        status = layout_limits_round(layout, &limits);
+        status = rh_layout_limits_round(layout, &limits);
     }
     if (status == RH_OK) {
-        status = layout_deal(layout, &limits);
+        status = rh_layout_deal(layout, &limits);
     }
     if (status == RH_OK) {
-        layout_count(layout);
+        rh_layout_count(layout);
         *out = layout;
         layout = NULL;
     }
-    layout_limits_free(&limits);
+    rh_layout_limits_free(&limits);
     rh_layout_free(layout);
     return status;
 }

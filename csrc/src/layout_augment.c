@@ -42,8 +42,8 @@ static uint32_t draw(const struct flow *flow, uint32_t partition, size_t start, 
         if (flow->pool.place[node] == place &&
             (flow->level[node] < flow->found ||
              layout_pick(hash << 32, flow->room_max) < flow->limit[node] - flow->load[node]) &&
-            (!from_hub || flow_is_open(flow, flow_zone_of(flow, node))) &&
-            !flow_holds(flow, partition, node) && !flow_held_before(flow, partition, node)) {
+            (!from_hub || rh_flow_is_open(flow, flow_zone_of(flow, node))) &&
+            !rh_flow_holds(flow, partition, node) && !rh_flow_held_before(flow, partition, node)) {
             return node;
         }
     }
@@ -57,7 +57,7 @@ static uint32_t first_in_segment(const struct flow *flow, uint32_t partition,
     for (uint32_t i = 0; i < segment->count; i++) {
         uint32_t node = flow->pool.nodes[segment->start + i];
 
-        if (!flow_holds(flow, partition, node) && !flow_held_before(flow, partition, node)) {
+        if (!rh_flow_holds(flow, partition, node) && !rh_flow_held_before(flow, partition, node)) {
             return node;
         }
     }
@@ -68,14 +68,14 @@ static uint32_t pick_from_zone(const struct flow *flow, uint32_t partition, uint
                                size_t level, uint64_t hash)
 {
     const uint32_t *old = flow->old + (size_t)partition * flow->layout->replicas;
-    int32_t price = flow_zone_price(flow, zone);
-    const struct pool_group *group = pool_group(&flow->pool, pool_key(level, price + 1));
-    const struct pool_segment *segment = group ? pool_segment(&flow->pool, group, zone) : NULL;
+    int32_t price = rh_flow_zone_price(flow, zone);
+    const struct pool_group *group = rh_pool_group(&flow->pool, pool_key(level, price + 1));
+    const struct pool_segment *segment = group ? rh_pool_segment(&flow->pool, group, zone) : NULL;
 
     for (uint32_t i = 0; i < flow->layout->replicas; i++) {
         if (old[i] != LAYOUT_NONE && pool_has(&flow->pool, old[i]) &&
             flow->level[old[i]] == level && flow_zone_of(flow, old[i]) == zone &&
-            flow->price[old[i]] == price && !flow_holds(flow, partition, old[i])) {
+            flow->price[old[i]] == price && !rh_flow_holds(flow, partition, old[i])) {
             return old[i];
         }
     }
@@ -91,15 +91,15 @@ static uint32_t pick_from_hub(const struct flow *flow, uint32_t partition, size_
                               uint64_t hash)
 {
     const uint32_t *old = flow->old + (size_t)partition * flow->layout->replicas;
-    const struct pool_group *group = pool_group(&flow->pool, pool_key(level, flow->hub + 1));
+    const struct pool_group *group = rh_pool_group(&flow->pool, pool_key(level, flow->hub + 1));
     uint32_t drawn;
 
     for (uint32_t i = 0; i < flow->layout->replicas; i++) {
         uint32_t node = old[i];
 
         if (node != LAYOUT_NONE && pool_has(&flow->pool, node) && flow->level[node] == level &&
-            flow->price[node] == flow->hub && flow_is_open(flow, flow_zone_of(flow, node)) &&
-            !flow_holds(flow, partition, node)) {
+            flow->price[node] == flow->hub && rh_flow_is_open(flow, flow_zone_of(flow, node)) &&
+            !rh_flow_holds(flow, partition, node)) {
             return node;
         }
     }
@@ -108,7 +108,7 @@ static uint32_t pick_from_hub(const struct flow *flow, uint32_t partition, size_
         const struct pool_segment *segment =
             &flow->pool.segments[flow->pool.live[group->first + i]];
 
-        if (flow_is_open(flow, segment->zone)) {
+        if (rh_flow_is_open(flow, segment->zone)) {
             drawn = first_in_segment(flow, partition, segment);
         }
     }
@@ -123,7 +123,7 @@ static bool choose(struct flow *flow, size_t depth)
     uint64_t hash = layout_mix(((uint64_t)partition << 32) + flow->placed);
     bool from_hub;
 
-    flow_look(flow, partition);
+    rh_flow_look(flow, partition);
     step->to = LAYOUT_NONE;
     step->through_hub = false;
     if (step->from == LAYOUT_NONE) {
@@ -131,15 +131,15 @@ static bool choose(struct flow *flow, size_t depth)
         for (size_t i = 0; i < flow->deep_count && step->to == LAYOUT_NONE; i++) {
             uint32_t zone = flow->deep[i];
 
-            if (flow_zone_count(flow, zone) < flow->limits->low[zone] &&
-                flow_zone_price(flow, zone) == 0) {
+            if (rh_flow_zone_count(flow, zone) < flow->limits->low[zone] &&
+                rh_flow_zone_price(flow, zone) == 0) {
                 step->to = pick_from_zone(flow, partition, zone, depth + 1, hash);
             }
         }
     } else {
         entry = flow_zone_of(flow, step->from);
-        from_hub = flow_zone_count(flow, entry) > flow->limits->low[entry] &&
-                   flow->hub == flow_zone_price(flow, entry) &&
+        from_hub = rh_flow_zone_count(flow, entry) > flow->limits->low[entry] &&
+                   flow->hub == rh_flow_zone_price(flow, entry) &&
                    !is_hub_on_path(flow, partition, depth);
         step->to = pick_from_zone(flow, partition, entry, depth + 1, hash);
     }
@@ -157,13 +157,13 @@ static bool enter(struct flow *flow, uint32_t node, size_t depth)
 
     for (; flow->cursor[node] < flow->first[node + 1]; flow->cursor[node]++) {
         uint32_t partition = flow->held[flow->cursor[node]];
-        int32_t cost = !flow_held_before(flow, partition, node);
+        int32_t cost = !rh_flow_held_before(flow, partition, node);
 
-        if (!flow_holds(flow, partition, node)) {
+        if (!rh_flow_holds(flow, partition, node)) {
             continue;
         }
-        flow_look(flow, partition);
-        if (flow->price[node] - cost == flow_zone_price(flow, zone)) {
+        rh_flow_look(flow, partition);
+        if (flow->price[node] - cost == rh_flow_zone_price(flow, zone)) {
             flow->path[depth] = (struct flow_step){.partition = partition, .from = node};
             return true;
         }
@@ -176,7 +176,7 @@ static void apply(struct flow *flow, size_t steps)
     for (size_t i = 0; i < steps; i++) {
         const struct flow_step *step = &flow->path[i];
         uint32_t *row = flow_row(flow, step->partition), place = 0;
-        bool before = flow_held_before(flow, step->partition, step->to);
+        bool before = rh_flow_held_before(flow, step->partition, step->to);
 
         if (step->from == LAYOUT_NONE) {
             place = flow->filled[step->partition]++;
@@ -203,7 +203,7 @@ static bool augment_one(struct flow *flow, uint32_t partition)
             if (depth + 1 == flow->found) {
                 apply(flow, depth + 1);
                 if (++flow->load[node] == flow->limit[node]) {
-                    pool_remove(&flow->pool, node);
+                    rh_pool_remove(&flow->pool, node);
                 }
                 return true;
             }
@@ -216,12 +216,12 @@ static bool augment_one(struct flow *flow, uint32_t partition)
         if (enter(flow, node, depth + 1)) {
             depth++;
         } else {
-            pool_remove(&flow->pool, node);
+            rh_pool_remove(&flow->pool, node);
         }
     }
 }
 
-void flow_augment(struct flow *flow)
+void rh_flow_augment(struct flow *flow)
 {
     size_t entries = 0, open = 0;
 
@@ -240,7 +240,7 @@ void flow_augment(struct flow *flow)
         flow->pool.entries[entries++] = (struct pool_entry){
             pool_key(flow->level[node], flow->price[node]), flow_zone_of(flow, node), node};
     }
-    pool_fill(&flow->pool, entries, flow->layout->node_count);
+    rh_pool_fill(&flow->pool, entries, flow->layout->node_count);
     for (size_t i = 0; i < flow->open_count; i++) {
         uint32_t partition = flow->open[i];
 

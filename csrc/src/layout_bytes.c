@@ -41,7 +41,7 @@ static rh_status put_table(struct wire_writer *writer, const rh_layout *layout,
         bytes[2 * i] = (uint8_t)node;
         bytes[2 * i + 1] = (uint8_t)(node >> 8);
     }
-    wire_put_bytes(writer, bytes, 2 * copies);
+    rh_wire_put_bytes(writer, bytes, 2 * copies);
     free(bytes);
     return RH_OK;
 }
@@ -54,27 +54,27 @@ rh_status rh_layout_dumps(const rh_layout *layout, void **data, size_t *size)
     if (layout == NULL || data == NULL || size == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    wire_put_bytes(&writer, MAGIC, sizeof MAGIC);
-    wire_put_u8(&writer, VERSION);
-    wire_put_u64(&writer, layout->epoch);
-    wire_put_u32(&writer, layout->partitions);
-    wire_put_u32(&writer, layout->replicas);
-    wire_put_u32(&writer, (uint32_t)layout->node_count);
+    rh_wire_put_bytes(&writer, MAGIC, sizeof MAGIC);
+    rh_wire_put_u8(&writer, VERSION);
+    rh_wire_put_u64(&writer, layout->epoch);
+    rh_wire_put_u32(&writer, layout->partitions);
+    rh_wire_put_u32(&writer, layout->replicas);
+    rh_wire_put_u32(&writer, (uint32_t)layout->node_count);
     for (size_t i = 0; i < layout->node_count; i++) {
         const struct layout_node *node = &layout->nodes[i];
 
-        wire_put_text(&writer, node->name, node->name_bytes);
-        wire_put_double(&writer, node->weight);
-        wire_put_u8(&writer, node->zone != NULL);
+        rh_wire_put_text(&writer, node->name, node->name_bytes);
+        rh_wire_put_double(&writer, node->weight);
+        rh_wire_put_u8(&writer, node->zone != NULL);
         if (node->zone) {
-            wire_put_text(&writer, node->zone, node->zone_bytes);
+            rh_wire_put_text(&writer, node->zone, node->zone_bytes);
         }
     }
     status = put_table(&writer, layout, NULL);
     if (status != RH_OK) {
         writer.status = writer.status == RH_OK ? status : writer.status;
     }
-    return wire_finish(&writer, data, size);
+    return rh_wire_finish(&writer, data, size);
 }
 
 /* Nodes that hold nothing are not in it: whether they are in the layout is no matter. */
@@ -91,11 +91,11 @@ rh_status rh_layout_digest(const rh_layout *layout, uint8_t out[RH_LAYOUT_DIGEST
     if (numbers == NULL) {
         return RH_NO_MEMORY;
     }
-    wire_put_u32(&writer, layout->partitions);
-    wire_put_u32(&writer, layout->replicas);
+    rh_wire_put_u32(&writer, layout->partitions);
+    rh_wire_put_u32(&writer, layout->replicas);
     for (size_t i = 0; i < layout->node_count; i++) {
         if (layout->nodes[i].copies > 0) {
-            wire_put_text(&writer, layout->nodes[i].name, layout->nodes[i].name_bytes);
+            rh_wire_put_text(&writer, layout->nodes[i].name, layout->nodes[i].name_bytes);
             numbers[i] = count++;
         }
     }
@@ -126,11 +126,11 @@ static rh_status get_nodes(struct wire_reader *reader, size_t count, rh_node **o
     for (size_t i = 0; i < count; i++) {
         uint8_t zoned;
 
-        nodes[i].name = wire_get_text(reader, &nodes[i].name_bytes);
-        nodes[i].weight = wire_get_double(reader);
-        zoned = wire_get_u8(reader);
+        nodes[i].name = rh_wire_get_text(reader, &nodes[i].name_bytes);
+        nodes[i].weight = rh_wire_get_double(reader);
+        zoned = rh_wire_get_u8(reader);
         if (zoned == 1) {
-            nodes[i].zone = wire_get_text(reader, &nodes[i].zone_bytes);
+            nodes[i].zone = rh_wire_get_text(reader, &nodes[i].zone_bytes);
         }
         if (reader->failed || zoned > 1 || signbit(nodes[i].weight)) {
             return RH_CORRUPT;
@@ -142,9 +142,9 @@ static rh_status get_nodes(struct wire_reader *reader, size_t count, rh_node **o
 static bool get_table(struct wire_reader *reader, rh_layout *layout)
 {
     size_t copies = (size_t)layout->partitions * layout->replicas;
-    const uint8_t *bytes = wire_get_bytes(reader, 2 * copies);
+    const uint8_t *bytes = rh_wire_get_bytes(reader, 2 * copies);
 
-    if (bytes == NULL || !wire_at_end(reader)) {
+    if (bytes == NULL || !rh_wire_at_end(reader)) {
         return false;
     }
     for (size_t i = 0; i < copies; i++) {
@@ -159,14 +159,14 @@ static bool get_table(struct wire_reader *reader, rh_layout *layout)
 static rh_status check_table(rh_layout *layout)
 {
     struct layout_limits limits = {0};
-    rh_status status = layout_limits_make(layout, &limits);
+    rh_status status = rh_layout_limits_make(layout, &limits);
     bool right = false;
 
     if (status == RH_OK) {
-        layout_count(layout);
-        status = layout_check(layout, &limits, &right);
+        rh_layout_count(layout);
+        status = rh_layout_check(layout, &limits, &right);
     }
-    layout_limits_free(&limits);
+    rh_layout_limits_free(&limits);
     return status == RH_OK && !right ? RH_CORRUPT : status;
 }
 
@@ -179,24 +179,24 @@ rh_status rh_layout_loads(const void *data, size_t size, rh_layout **out)
     uint32_t partitions, replicas, count;
     uint8_t version;
     uint64_t epoch;
-    rh_status status = out ? wire_open(&reader, data, size) : RH_INVALID_ARGUMENT;
+    rh_status status = out ? rh_wire_open(&reader, data, size) : RH_INVALID_ARGUMENT;
 
     if (status != RH_OK) {
         return status;
     }
-    magic = wire_get_bytes(&reader, sizeof MAGIC);
-    version = wire_get_u8(&reader);
-    epoch = wire_get_u64(&reader);
-    partitions = wire_get_u32(&reader);
-    replicas = wire_get_u32(&reader);
-    count = wire_get_u32(&reader);
+    magic = rh_wire_get_bytes(&reader, sizeof MAGIC);
+    version = rh_wire_get_u8(&reader);
+    epoch = rh_wire_get_u64(&reader);
+    partitions = rh_wire_get_u32(&reader);
+    replicas = rh_wire_get_u32(&reader);
+    count = rh_wire_get_u32(&reader);
     if (reader.failed || memcmp(magic, MAGIC, sizeof MAGIC) != 0 || version != VERSION ||
         epoch == 0 || replicas == 0) {
         return RH_CORRUPT;
     }
     status = get_nodes(&reader, count, &nodes);
     if (status == RH_OK) {
-        status = layout_make(nodes, count, replicas, partitions, &layout);
+        status = rh_layout_make(nodes, count, replicas, partitions, &layout);
         /* what rh_layout_new would refuse, rh_layout_dumps never wrote */
         status = status == RH_OK || status == RH_NO_MEMORY ? status : RH_CORRUPT;
     }

@@ -25,7 +25,7 @@ static int by_remainder(const void *a, const void *b)
  * below its upper one: both by largest remainder, which maximises the sum of the remainders
  * rounded up.
  */
-rh_status layout_limits_round(const rh_layout *layout, struct layout_limits *limits)
+rh_status rh_layout_limits_round(const rh_layout *layout, struct layout_limits *limits)
 {
     struct candidate *candidates = malloc(layout->node_count * sizeof *candidates);
     int64_t *in_zone = calloc(layout->zone_count, sizeof *in_zone);
@@ -228,7 +228,7 @@ static void line_up(struct row *row, const struct layout_limits *limits)
     }
 }
 
-rh_status layout_deal(rh_layout *layout, const struct layout_limits *limits)
+rh_status rh_layout_deal(rh_layout *layout, const struct layout_limits *limits)
 {
     size_t nodes = layout->node_count, zones = layout->zone_count;
     struct row row = {.layout = layout};

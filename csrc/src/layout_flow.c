@@ -27,12 +27,12 @@ static rh_status allocate(struct flow *flow)
         !flow->cursor || !flow->zones || !flow->path) {
         return RH_NO_MEMORY;
     }
-    return pool_allocate(&flow->pool, nodes);
+    return rh_pool_allocate(&flow->pool, nodes);
 }
 
 static void release(struct flow *flow)
 {
-    pool_free(&flow->pool);
+    rh_pool_free(&flow->pool);
     free(flow->path);
     free(flow->zones);
     free(flow->cursor);
@@ -50,7 +50,7 @@ static void release(struct flow *flow)
 
 static bool zone_has_room(const struct flow *flow, uint32_t zone)
 {
-    uint32_t low = flow->limits->low[zone], count = flow_zone_count(flow, zone);
+    uint32_t low = flow->limits->low[zone], count = rh_flow_zone_count(flow, zone);
 
     return count < low ||
            (count == low && flow->limits->high[zone] > low && flow->used < flow->limits->extras);
@@ -83,7 +83,7 @@ static void keep(struct flow *flow, uint32_t *have)
                 layout_pick(hash, have[node]--) >= flow->limits->floor[node] - flow->load[node]) {
                 continue;
             }
-            flow_look(flow, p);
+            rh_flow_look(flow, p);
             if (zone_has_room(flow, flow_zone_of(flow, node))) {
                 flow_row(flow, p)[flow->filled[p]++] = node;
                 flow->load[node]++;
@@ -116,16 +116,16 @@ static void fill(struct flow *flow, const uint32_t *limit, uint64_t goal)
         }
     }
     while (flow->placed < goal) {
-        if (flow_search(flow)) {
-            flow_augment(flow);
+        if (rh_flow_search(flow)) {
+            rh_flow_augment(flow);
         } else {
             raise_prices(flow);
         }
     }
 }
 
-rh_status layout_solve(const rh_layout *layout, const struct layout_limits *limits,
-                       const uint32_t *old, uint32_t *rows)
+rh_status rh_layout_solve(const rh_layout *layout, const struct layout_limits *limits,
+                          const uint32_t *old, uint32_t *rows)
 {
     struct flow flow = {.layout = layout,
                         .limits = limits,

@@ -109,22 +109,22 @@ static inline uint32_t flow_nth(const struct flow *flow, uint32_t index)
 }
 
 /* Computes the prices of a partition and of its zones. */
-void flow_look(struct flow *flow, uint32_t partition);
+void rh_flow_look(struct flow *flow, uint32_t partition);
 
 /* Copies of the partition last looked at in a zone, and the price of that. */
-uint32_t flow_zone_count(const struct flow *flow, uint32_t zone);
-int32_t flow_zone_price(const struct flow *flow, uint32_t zone);
+uint32_t rh_flow_zone_count(const struct flow *flow, uint32_t zone);
+int32_t rh_flow_zone_price(const struct flow *flow, uint32_t zone);
 
 /* Whether a tight arc leads from the partition last looked at into a zone. */
-bool flow_is_open(const struct flow *flow, uint32_t zone);
+bool rh_flow_is_open(const struct flow *flow, uint32_t zone);
 
-bool flow_holds(const struct flow *flow, uint32_t partition, uint32_t node);
-bool flow_held_before(const struct flow *flow, uint32_t partition, uint32_t node);
+bool rh_flow_holds(const struct flow *flow, uint32_t partition, uint32_t node);
+bool rh_flow_held_before(const struct flow *flow, uint32_t partition, uint32_t node);
 
 /* Levels of everything that tight arcs reach; whether the sink is among it. */
-bool flow_search(struct flow *flow);
+bool rh_flow_search(struct flow *flow);
 
 /* Uses up the paths that the search found. */
-void flow_augment(struct flow *flow);
+void rh_flow_augment(struct flow *flow);
 
 #endif

@@ -67,38 +67,38 @@ static inline size_t layout_pick(uint64_t hash, size_t count)
  * A layout of these nodes with an empty table, everything else checked and filled in. Replicas
  * and partitions are at least 1 and not the defaults' 0.
  */
-rh_status layout_make(const rh_node *nodes, size_t count, uint32_t replicas, uint32_t partitions,
-                      rh_layout **out);
+rh_status rh_layout_make(const rh_node *nodes, size_t count, uint32_t replicas, uint32_t partitions,
+                         rh_layout **out);
 
 /* The zone of that name, LAYOUT_NONE when no node is in it. `zone` is not NULL. */
-uint32_t layout_find_zone(const rh_layout *layout, const char *zone, size_t zone_bytes,
-                          const uint32_t *zone_nodes);
+uint32_t rh_layout_find_zone(const rh_layout *layout, const char *zone, size_t zone_bytes,
+                             const uint32_t *zone_nodes);
 
 /* By zone, one node of it. `out` has room for zone_count numbers. */
-void layout_zone_nodes(const rh_layout *layout, uint32_t *out);
+void rh_layout_zone_nodes(const rh_layout *layout, uint32_t *out);
 
 /* Counts the copies of every node from the table. */
-void layout_count(rh_layout *layout);
+void rh_layout_count(rh_layout *layout);
 
-/* Allocates what `limits` points to; layout_limits_free() is fine after a failure too. */
-rh_status layout_limits_make(const rh_layout *layout, struct layout_limits *limits);
-void layout_limits_free(struct layout_limits *limits);
+/* Allocates what `limits` points to; rh_layout_limits_free() is fine after a failure too. */
+rh_status rh_layout_limits_make(const rh_layout *layout, struct layout_limits *limits);
+void rh_layout_limits_free(struct layout_limits *limits);
 
 /* Makes floor and ceil the same: shares rounded by largest remainder, zones kept to. */
-rh_status layout_limits_round(const rh_layout *layout, struct layout_limits *limits);
+rh_status rh_layout_limits_round(const rh_layout *layout, struct layout_limits *limits);
 
 /* Whether the table keeps to the limits and names no node twice in a partition. */
-rh_status layout_check(const rh_layout *layout, const struct layout_limits *limits, bool *out);
+rh_status rh_layout_check(const rh_layout *layout, const struct layout_limits *limits, bool *out);
 
 /* Fills the table from nothing; the limits are rounded. */
-rh_status layout_deal(rh_layout *layout, const struct layout_limits *limits);
+rh_status rh_layout_deal(rh_layout *layout, const struct layout_limits *limits);
 
 /*
  * Of all tables that keep to the limits, one with the most pairs of partition and node in common
  * with `old`, which numbers nodes as `layout` does and says LAYOUT_NONE for those not in it.
  * Writes it to `rows` in no particular order within a partition. Both have room for all copies.
  */
-rh_status layout_solve(const rh_layout *layout, const struct layout_limits *limits,
-                       const uint32_t *old, uint32_t *rows);
+rh_status rh_layout_solve(const rh_layout *layout, const struct layout_limits *limits,
+                          const uint32_t *old, uint32_t *rows);
 
 #endif

@@ -3,7 +3,7 @@
 
 #include "layout_pool.h"
 
-rh_status pool_allocate(struct pool *pool, size_t nodes)
+rh_status rh_pool_allocate(struct pool *pool, size_t nodes)
 {
     pool->entries = malloc(nodes * sizeof *pool->entries);
     pool->nodes = malloc(nodes * sizeof *pool->nodes);
@@ -18,7 +18,7 @@ rh_status pool_allocate(struct pool *pool, size_t nodes)
                : RH_NO_MEMORY;
 }
 
-void pool_free(struct pool *pool)
+void rh_pool_free(struct pool *pool)
 {
     free(pool->live);
     free(pool->groups);
@@ -42,7 +42,7 @@ static int by_key(const void *a, const void *b)
     return (x->node > y->node) - (x->node < y->node);
 }
 
-void pool_fill(struct pool *pool, size_t count, size_t nodes)
+void rh_pool_fill(struct pool *pool, size_t count, size_t nodes)
 {
     struct pool_group *group = pool->groups;
     uint32_t segments = 0;
@@ -77,7 +77,7 @@ void pool_fill(struct pool *pool, size_t count, size_t nodes)
     }
 }
 
-const struct pool_group *pool_group(const struct pool *pool, uint64_t key)
+const struct pool_group *rh_pool_group(const struct pool *pool, uint64_t key)
 {
     size_t low = 0, high = pool->group_count;
 
@@ -93,8 +93,8 @@ const struct pool_group *pool_group(const struct pool *pool, uint64_t key)
     return low < pool->group_count && pool->groups[low].key == key ? &pool->groups[low] : NULL;
 }
 
-const struct pool_segment *pool_segment(const struct pool *pool, const struct pool_group *group,
-                                        uint32_t zone)
+const struct pool_segment *rh_pool_segment(const struct pool *pool, const struct pool_group *group,
+                                           uint32_t zone)
 {
     const struct pool_segment *segments = pool->segments + group->first;
     size_t low = 0, high = group->segments;
@@ -111,7 +111,7 @@ const struct pool_segment *pool_segment(const struct pool *pool, const struct po
     return low < group->segments && segments[low].zone == zone ? &segments[low] : NULL;
 }
 
-void pool_remove(struct pool *pool, uint32_t node)
+void rh_pool_remove(struct pool *pool, uint32_t node)
 {
     struct pool_segment *segment = &pool->segments[pool->segment_of[node]];
     struct pool_group *group = &pool->groups[segment->group];

@@ -44,19 +44,19 @@ struct pool {
     size_t group_count;
 };
 
-rh_status pool_allocate(struct pool *pool, size_t nodes);
-void pool_free(struct pool *pool);
+rh_status rh_pool_allocate(struct pool *pool, size_t nodes);
+void rh_pool_free(struct pool *pool);
 
 /* Takes in the first `count` entries and nothing else; `nodes` is the number of all nodes. */
-void pool_fill(struct pool *pool, size_t count, size_t nodes);
+void rh_pool_fill(struct pool *pool, size_t count, size_t nodes);
 
 /* NULL when there was none. */
-const struct pool_group *pool_group(const struct pool *pool, uint64_t key);
-const struct pool_segment *pool_segment(const struct pool *pool, const struct pool_group *group,
-                                        uint32_t zone);
+const struct pool_group *rh_pool_group(const struct pool *pool, uint64_t key);
+const struct pool_segment *rh_pool_segment(const struct pool *pool, const struct pool_group *group,
+                                           uint32_t zone);
 
 /* Takes a node out; the last of its segment comes to its place, and so with empty segments. */
-void pool_remove(struct pool *pool, uint32_t node);
+void rh_pool_remove(struct pool *pool, uint32_t node);
 
 static inline bool pool_has(const struct pool *pool, uint32_t node)
 {

@@ -24,7 +24,7 @@ static void renumber(struct rebalance *run)
     const rh_layout *from = run->from, *to = run->to;
     size_t at = 0;
 
-    layout_zone_nodes(to, run->zone_rep);
+    rh_layout_zone_nodes(to, run->zone_rep);
     for (size_t i = 0; i < from->node_count; i++) {
         const struct layout_node *node = &from->nodes[i];
         int order = 1;
@@ -38,7 +38,7 @@ static void renumber(struct rebalance *run)
                              ? (uint32_t)at
                              : LAYOUT_NONE;
         run->zone[i] = node->zone
-                           ? layout_find_zone(to, node->zone, node->zone_bytes, run->zone_rep)
+                           ? rh_layout_find_zone(to, node->zone, node->zone_bytes, run->zone_rep)
                            : LAYOUT_NONE;
     }
     for (size_t i = 0; i < (size_t)to->partitions * to->replicas; i++) {
@@ -159,20 +159,20 @@ static rh_status allocate(struct rebalance *run)
 
 static rh_status plan(struct rebalance *run)
 {
-    rh_status status = layout_limits_make(run->to, &run->limits);
+    rh_status status = rh_layout_limits_make(run->to, &run->limits);
 
     if (status != RH_OK || (status = allocate(run)) != RH_OK) {
         return status;
     }
     renumber(run);
-    status = layout_solve(run->to, &run->limits, run->old, run->rows);
+    status = rh_layout_solve(run->to, &run->limits, run->old, run->rows);
     if (status != RH_OK) {
         return status;
     }
     for (uint32_t partition = 0; partition < run->to->partitions; partition++) {
         settle(run, partition);
     }
-    layout_count(run->to);
+    rh_layout_count(run->to);
     return list_moves(run);
 }
 
@@ -188,7 +188,7 @@ rh_status rh_layout_rebalance(const rh_layout *layout, const rh_node *nodes, siz
     if (layout->epoch == UINT64_MAX) {
         return RH_TOO_LARGE;
     }
-    status = layout_make(nodes, count, layout->replicas, layout->partitions, &run.to);
+    status = rh_layout_make(nodes, count, layout->replicas, layout->partitions, &run.to);
     if (status == RH_OK) {
         run.to->epoch = layout->epoch + 1;
         status = plan(&run);
@@ -205,7 +205,7 @@ rh_status rh_layout_rebalance(const rh_layout *layout, const rh_node *nodes, siz
     free(run.zone_rep);
     free(run.zone);
     free(run.number);
-    layout_limits_free(&run.limits);
+    rh_layout_limits_free(&run.limits);
     rh_layout_free(run.to);
     return status;
 }

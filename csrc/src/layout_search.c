@@ -3,7 +3,7 @@
 
 #include "layout_flow.h"
 
-bool flow_holds(const struct flow *flow, uint32_t partition, uint32_t node)
+bool rh_flow_holds(const struct flow *flow, uint32_t partition, uint32_t node)
 {
     const uint32_t *row = flow_row(flow, partition);
 
@@ -15,7 +15,7 @@ bool flow_holds(const struct flow *flow, uint32_t partition, uint32_t node)
     return false;
 }
 
-bool flow_held_before(const struct flow *flow, uint32_t partition, uint32_t node)
+bool rh_flow_held_before(const struct flow *flow, uint32_t partition, uint32_t node)
 {
     const uint32_t *old = flow->old + (size_t)partition * flow->layout->replicas;
 
@@ -32,7 +32,7 @@ bool flow_held_before(const struct flow *flow, uint32_t partition, uint32_t node
  * with more copies than that: a residual arc leads from such a zone back to the partition, and
  * from the partition to every other zone whose bounds differ.
  */
-void flow_look(struct flow *flow, uint32_t partition)
+void rh_flow_look(struct flow *flow, uint32_t partition)
 {
     const uint32_t *row = flow_row(flow, partition), *low = flow->limits->low;
 
@@ -60,16 +60,16 @@ void flow_look(struct flow *flow, uint32_t partition)
     }
 }
 
-uint32_t flow_zone_count(const struct flow *flow, uint32_t zone)
+uint32_t rh_flow_zone_count(const struct flow *flow, uint32_t zone)
 {
     return flow->zones[zone].serial == flow->serial ? flow->zones[zone].count : 0;
 }
 
-int32_t flow_zone_price(const struct flow *flow, uint32_t zone)
+int32_t rh_flow_zone_price(const struct flow *flow, uint32_t zone)
 {
     const struct flow_zone *seen = &flow->zones[zone];
     int32_t price = seen->serial == flow->serial ? seen->nearest : FLOW_FAR;
-    uint32_t count = flow_zone_count(flow, zone), low = flow->limits->low[zone];
+    uint32_t count = rh_flow_zone_count(flow, zone), low = flow->limits->low[zone];
 
     if (count < low && price > 0) {
         price = 0; /* straight from the source */
@@ -80,19 +80,19 @@ int32_t flow_zone_price(const struct flow *flow, uint32_t zone)
     return price;
 }
 
-bool flow_is_open(const struct flow *flow, uint32_t zone)
+bool rh_flow_is_open(const struct flow *flow, uint32_t zone)
 {
     uint32_t low = flow->limits->low[zone];
 
-    return flow->limits->high[zone] > low && flow_zone_count(flow, zone) <= low &&
-           flow_zone_price(flow, zone) == flow->hub;
+    return flow->limits->high[zone] > low && rh_flow_zone_count(flow, zone) <= low &&
+           rh_flow_zone_price(flow, zone) == flow->hub;
 }
 
 static void reach(struct flow *flow, uint32_t node, uint32_t level)
 {
     flow->level[node] = level;
     flow->queue[flow->queued++] = node;
-    pool_remove(&flow->pool, node);
+    rh_pool_remove(&flow->pool, node);
     if (flow->load[node] < flow->limit[node] && flow->price[node] == flow->sink_price) {
         flow->found = level;
     }
@@ -104,7 +104,7 @@ static void reach_segment(struct flow *flow, uint32_t partition, const struct po
     for (uint32_t i = 0; i < segment->count;) {
         uint32_t node = flow->pool.nodes[segment->start + i];
 
-        if (flow_holds(flow, partition, node) || flow_held_before(flow, partition, node)) {
+        if (rh_flow_holds(flow, partition, node) || rh_flow_held_before(flow, partition, node)) {
             i++;
         } else {
             reach(flow, node, level);
@@ -116,14 +116,14 @@ static void reach_segment(struct flow *flow, uint32_t partition, const struct po
 static void leave_zone(struct flow *flow, uint32_t partition, uint32_t zone, uint32_t level)
 {
     const uint32_t *old = flow->old + (size_t)partition * flow->layout->replicas;
-    int32_t price = flow_zone_price(flow, zone);
-    const struct pool_group *group = pool_group(&flow->pool, (uint64_t)(price + 1));
-    const struct pool_segment *segment = group ? pool_segment(&flow->pool, group, zone) : NULL;
+    int32_t price = rh_flow_zone_price(flow, zone);
+    const struct pool_group *group = rh_pool_group(&flow->pool, (uint64_t)(price + 1));
+    const struct pool_segment *segment = group ? rh_pool_segment(&flow->pool, group, zone) : NULL;
 
     for (uint32_t i = 0; i < flow->layout->replicas; i++) {
         if (old[i] != LAYOUT_NONE && pool_has(&flow->pool, old[i]) &&
             flow_zone_of(flow, old[i]) == zone && flow->price[old[i]] == price &&
-            !flow_holds(flow, partition, old[i])) {
+            !rh_flow_holds(flow, partition, old[i])) {
             reach(flow, old[i], level);
         }
     }
@@ -142,11 +142,11 @@ static void leave_hub(struct flow *flow, uint32_t partition, uint32_t level)
         return;
     }
     flow->hub_seen[partition] = flow->searches;
-    group = pool_group(&flow->pool, (uint64_t)(flow->hub + 1));
+    group = rh_pool_group(&flow->pool, (uint64_t)(flow->hub + 1));
     for (uint32_t i = 0; i < flow->layout->replicas; i++) {
         if (old[i] != LAYOUT_NONE && pool_has(&flow->pool, old[i]) &&
-            flow->price[old[i]] == flow->hub && flow_is_open(flow, flow_zone_of(flow, old[i])) &&
-            !flow_holds(flow, partition, old[i])) {
+            flow->price[old[i]] == flow->hub && rh_flow_is_open(flow, flow_zone_of(flow, old[i])) &&
+            !rh_flow_holds(flow, partition, old[i])) {
             reach(flow, old[i], level);
         }
     }
@@ -154,7 +154,7 @@ static void leave_hub(struct flow *flow, uint32_t partition, uint32_t level)
         const struct pool_segment *segment =
             &flow->pool.segments[flow->pool.live[group->first + i]];
 
-        if (flow_is_open(flow, segment->zone)) {
+        if (rh_flow_is_open(flow, segment->zone)) {
             reach_segment(flow, partition, segment, level);
         }
         i += segment->count > 0; /* an empty one has left, another come to its place */
@@ -163,15 +163,15 @@ static void leave_hub(struct flow *flow, uint32_t partition, uint32_t level)
 
 static void leave_source(struct flow *flow, uint32_t partition)
 {
-    flow_look(flow, partition);
+    rh_flow_look(flow, partition);
     if (flow->used < flow->limits->extras && flow->hub == 0) {
         leave_hub(flow, partition, 1);
     }
     for (size_t i = 0; i < flow->deep_count; i++) {
         uint32_t zone = flow->deep[i];
 
-        if (flow_zone_count(flow, zone) < flow->limits->low[zone] &&
-            flow_zone_price(flow, zone) == 0) {
+        if (rh_flow_zone_count(flow, zone) < flow->limits->low[zone] &&
+            rh_flow_zone_price(flow, zone) == 0) {
             leave_zone(flow, partition, zone, 1);
         }
     }
@@ -192,7 +192,7 @@ static bool is_as_before(const struct flow *flow, uint32_t partition)
 static void leave_node(struct flow *flow, uint32_t node)
 {
     uint32_t zone = flow_zone_of(flow, node), level = flow->level[node] + 1;
-    const struct pool_group *group = pool_group(&flow->pool, (uint64_t)(flow->price[node] + 1));
+    const struct pool_group *group = rh_pool_group(&flow->pool, (uint64_t)(flow->price[node] + 1));
 
     for (size_t i = flow->first[node]; i < flow->first[node + 1]; i++) {
         uint32_t partition = flow->held[i];
@@ -201,14 +201,14 @@ static void leave_node(struct flow *flow, uint32_t node)
         if ((group == NULL || group->live == 0) && is_as_before(flow, partition)) {
             continue;
         }
-        cost = !flow_held_before(flow, partition, node);
-        flow_look(flow, partition);
-        price = flow_zone_price(flow, zone);
+        cost = !rh_flow_held_before(flow, partition, node);
+        rh_flow_look(flow, partition);
+        price = rh_flow_zone_price(flow, zone);
         if (flow->price[node] - cost != price) {
             continue;
         }
         leave_zone(flow, partition, zone, level);
-        if (flow_zone_count(flow, zone) > flow->limits->low[zone] && flow->hub == price) {
+        if (rh_flow_zone_count(flow, zone) > flow->limits->low[zone] && flow->hub == price) {
             leave_hub(flow, partition, level);
         }
     }
@@ -240,7 +240,7 @@ static void list_held(struct flow *flow)
     memcpy(flow->cursor, flow->first, nodes * sizeof *flow->cursor);
 }
 
-bool flow_search(struct flow *flow)
+bool rh_flow_search(struct flow *flow)
 {
     size_t entries = 0, head = 0;
 
@@ -250,7 +250,7 @@ bool flow_search(struct flow *flow)
                 (struct pool_entry){(uint64_t)flow->price[node], flow_zone_of(flow, node), node};
         }
     }
-    pool_fill(&flow->pool, entries, flow->layout->node_count);
+    rh_pool_fill(&flow->pool, entries, flow->layout->node_count);
     memset(flow->level, 0, flow->layout->node_count * sizeof *flow->level);
     flow->searches++;
     flow->queued = 0;

@@ -264,7 +264,7 @@ static rh_status deal_rounds(const rh_layout *layout, struct layout_limits *limi
     return RH_OK;
 }
 
-rh_status layout_limits_make(const rh_layout *layout, struct layout_limits *limits)
+rh_status rh_layout_limits_make(const rh_layout *layout, struct layout_limits *limits)
 {
     size_t nodes = layout->node_count, zones = layout->zone_count;
     struct pour pour = {
@@ -304,7 +304,7 @@ rh_status layout_limits_make(const rh_layout *layout, struct layout_limits *limi
     return status;
 }
 
-void layout_limits_free(struct layout_limits *limits)
+void rh_layout_limits_free(struct layout_limits *limits)
 {
     free(limits->remainder);
     free(limits->ceil);
@@ -313,7 +313,7 @@ void layout_limits_free(struct layout_limits *limits)
     free(limits->low);
 }
 
-rh_status layout_check(const rh_layout *layout, const struct layout_limits *limits, bool *out)
+rh_status rh_layout_check(const rh_layout *layout, const struct layout_limits *limits, bool *out)
 {
     uint32_t *last_seen = calloc(layout->node_count, sizeof *last_seen);
     uint32_t *in_zone = calloc(layout->zone_count, sizeof *in_zone);

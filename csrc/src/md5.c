@@ -73,7 +73,7 @@ static void mix(uint32_t state[4], const uint8_t *block)
     state[3] += d;
 }
 
-void md5_digest(const void *data, size_t size, uint8_t out[MD5_BYTES])
+void rh_md5_digest(const void *data, size_t size, uint8_t out[MD5_BYTES])
 {
     uint32_t state[4] = {0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476};
     uint8_t tail[2 * BLOCK_BYTES] = {0};

@@ -11,6 +11,6 @@
 #define MD5_BYTES 16
 
 /* `data` may be NULL when `size` is 0. */
-void md5_digest(const void *data, size_t size, uint8_t out[MD5_BYTES]);
+void rh_md5_digest(const void *data, size_t size, uint8_t out[MD5_BYTES]);
 
 #endif

@@ -6,7 +6,7 @@
 #include "node.h"
 #include "ring_internal.h"
 
-int ring_compare_names(const struct ring_slot *a, const struct ring_slot *b)
+int rh_ring_compare_names(const struct ring_slot *a, const struct ring_slot *b)
 {
     return rh_compare_bytes(a->name, a->name_bytes, b->name, b->name_bytes);
 }
@@ -15,7 +15,7 @@ static int by_slot_name(const void *a, const void *b)
 {
     const struct ring_slot *const *x = a, *const *y = b;
 
-    return ring_compare_names(*x, *y);
+    return rh_ring_compare_names(*x, *y);
 }
 
 static int by_slot_zone(const void *a, const void *b)
@@ -151,12 +151,12 @@ static rh_status merge_names(rh_ring *ring, const rh_ring *old)
     }
     qsort(added, count, sizeof *added, by_slot_name);
     for (size_t i = 0; i < count; i++) {
-        if (i > 0 && ring_compare_names(added[i - 1], added[i]) == 0) {
+        if (i > 0 && rh_ring_compare_names(added[i - 1], added[i]) == 0) {
             status = RH_DUPLICATE_NODE;
             goto out;
         }
         while (from < old_count &&
-               ring_compare_names(&ring->slots[old->by_name[from]], added[i]) < 0) {
+               rh_ring_compare_names(&ring->slots[old->by_name[from]], added[i]) < 0) {
             ring->by_name[made++] = old->by_name[from++];
         }
         ring->by_name[made++] = (uint32_t)(added[i] - ring->slots);
@@ -176,16 +176,16 @@ static rh_status finish(rh_ring *ring, const rh_ring *old)
     rh_status status;
 
     if ((status = own_text(ring)) != RH_OK || (status = merge_names(ring, old)) != RH_OK ||
-        (status = ring_count_points(ring)) != RH_OK || (status = assign_zones(ring)) != RH_OK) {
+        (status = rh_ring_count_points(ring)) != RH_OK || (status = assign_zones(ring)) != RH_OK) {
         return status;
     }
-    return ring_place_points(ring, old);
+    return rh_ring_place_points(ring, old);
 }
 
 static rh_status allocate(size_t slot_count, uint32_t vnodes, rh_ring_profile profile,
                           rh_ring **ring)
 {
-    const struct ring_profile *about = ring_profile(profile);
+    const struct ring_profile *about = rh_ring_profile_rules(profile);
 
     if (about == NULL || (vnodes != RH_RING_VNODES_DEFAULT && !about->any_vnodes)) {
         return RH_INVALID_ARGUMENT;
@@ -266,7 +266,7 @@ out:
 static rh_status apply(rh_ring *ring, const rh_ring *old, const rh_ring_change *change)
 {
     uint32_t index = 0;
-    bool known = ring_find_slot(old, change->node.name, change->node.name_bytes, &index);
+    bool known = rh_ring_find_slot(old, change->node.name, change->node.name_bytes, &index);
     bool present = known && old->slots[index].present;
     struct ring_slot *slot = &ring->slots[index];
 

@@ -22,10 +22,10 @@ static const char digest_magic[4] = {'R', 'H', 'R', 'P'};
 
 static void put_name_and_zone(struct wire_writer *writer, const struct ring_slot *slot)
 {
-    wire_put_text(writer, slot->name, slot->name_bytes);
-    wire_put_u8(writer, slot->zone != NULL);
+    rh_wire_put_text(writer, slot->name, slot->name_bytes);
+    rh_wire_put_u8(writer, slot->zone != NULL);
     if (slot->zone) {
-        wire_put_text(writer, slot->zone, slot->zone_bytes);
+        rh_wire_put_text(writer, slot->zone, slot->zone_bytes);
     }
 }
 
@@ -37,21 +37,21 @@ rh_status rh_ring_dumps(const rh_ring *ring, void **data, size_t *size)
     if (ring == NULL || data == NULL || size == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    by_number = ring_profile(ring->profile)->by_number;
-    wire_put_bytes(&writer, magic, sizeof magic);
-    wire_put_u8(&writer, VERSION);
-    wire_put_u8(&writer, (uint8_t)ring->profile);
-    wire_put_u32(&writer, ring->vnodes);
-    wire_put_u32(&writer, (uint32_t)ring->nodes);
+    by_number = rh_ring_profile_rules(ring->profile)->by_number;
+    rh_wire_put_bytes(&writer, magic, sizeof magic);
+    rh_wire_put_u8(&writer, VERSION);
+    rh_wire_put_u8(&writer, (uint8_t)ring->profile);
+    rh_wire_put_u32(&writer, ring->vnodes);
+    rh_wire_put_u32(&writer, (uint32_t)ring->nodes);
     for (size_t i = 0; i < ring->slot_count; i++) {
         const struct ring_slot *slot = &ring->slots[by_number ? i : ring->by_name[i]];
 
         if (slot->present) {
             put_name_and_zone(&writer, slot);
-            wire_put_double(&writer, slot->weight);
+            rh_wire_put_double(&writer, slot->weight);
         }
     }
-    return wire_finish(&writer, data, size);
+    return rh_wire_finish(&writer, data, size);
 }
 
 /* Reads the nodes, which borrow their texts; false for what rh_ring_dumps would not write. */
@@ -62,21 +62,21 @@ static bool read_nodes(struct wire_reader *reader, rh_ring_profile profile, rh_n
         rh_node *node = &nodes[i];
         uint8_t has_zone;
 
-        node->name = wire_get_text(reader, &node->name_bytes);
-        has_zone = wire_get_u8(reader);
+        node->name = rh_wire_get_text(reader, &node->name_bytes);
+        has_zone = rh_wire_get_u8(reader);
         if (has_zone > 1) {
             return false;
         }
         if (has_zone) {
-            node->zone = wire_get_text(reader, &node->zone_bytes);
+            node->zone = rh_wire_get_text(reader, &node->zone_bytes);
         }
-        node->weight = wire_get_double(reader);
+        node->weight = rh_wire_get_double(reader);
         if (reader->failed || signbit(node->weight)) {
             return false;
         }
     }
-    return wire_at_end(reader) &&
-           (ring_profile(profile)->by_number || rh_nodes_ascend(nodes, count));
+    return rh_wire_at_end(reader) &&
+           (rh_ring_profile_rules(profile)->by_number || rh_nodes_ascend(nodes, count));
 }
 
 rh_status rh_ring_loads(const void *data, size_t size, rh_ring **out)
@@ -91,19 +91,19 @@ rh_status rh_ring_loads(const void *data, size_t size, rh_ring **out)
     if (out == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    status = wire_open(&reader, data, size);
+    status = rh_wire_open(&reader, data, size);
     if (status != RH_OK) {
         return status;
     }
-    start = wire_get_bytes(&reader, sizeof magic);
+    start = rh_wire_get_bytes(&reader, sizeof magic);
     if (start == NULL || memcmp(start, magic, sizeof magic) != 0 ||
-        wire_get_u8(&reader) != VERSION) {
+        rh_wire_get_u8(&reader) != VERSION) {
         return RH_CORRUPT;
     }
-    options.profile = (rh_ring_profile)wire_get_u8(&reader);
-    options.vnodes = wire_get_u32(&reader);
-    count = wire_get_u32(&reader);
-    if (reader.failed || ring_profile(options.profile) == NULL || options.vnodes == 0 ||
+    options.profile = (rh_ring_profile)rh_wire_get_u8(&reader);
+    options.vnodes = rh_wire_get_u32(&reader);
+    count = rh_wire_get_u32(&reader);
+    if (reader.failed || rh_ring_profile_rules(options.profile) == NULL || options.vnodes == 0 ||
         count > reader.left / NODE_BYTES_MIN) {
         return RH_CORRUPT;
     }
@@ -139,9 +139,9 @@ static rh_status put_ties(struct wire_writer *writer, const rh_ring *ring)
     }
     for (size_t i = 1; i < ring->point_count; i++) {
         if (ring->points[i] == ring->points[i - 1]) {
-            wire_put_u32(writer, (uint32_t)i);
-            wire_put_u32(writer, rank[ring->owners[i - 1]]);
-            wire_put_u32(writer, rank[ring->owners[i]]);
+            rh_wire_put_u32(writer, (uint32_t)i);
+            rh_wire_put_u32(writer, rank[ring->owners[i - 1]]);
+            rh_wire_put_u32(writer, rank[ring->owners[i]]);
         }
     }
     free(rank);
@@ -159,21 +159,21 @@ rh_status rh_ring_digest(const rh_ring *ring, uint8_t out[RH_RING_DIGEST_BYTES])
     if (ring == NULL || out == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    wire_put_bytes(&writer, digest_magic, sizeof digest_magic);
-    wire_put_u8(&writer, (uint8_t)ring->profile);
+    rh_wire_put_bytes(&writer, digest_magic, sizeof digest_magic);
+    rh_wire_put_u8(&writer, (uint8_t)ring->profile);
     for (size_t i = 0; i < ring->slot_count; i++) {
         const struct ring_slot *slot = &ring->slots[ring->by_name[i]];
 
         if (slot->points > 0) {
             put_name_and_zone(&writer, slot);
-            wire_put_u32(&writer, slot->points);
+            rh_wire_put_u32(&writer, slot->points);
         }
     }
-    if (ring_profile(ring->profile)->by_number) {
+    if (rh_ring_profile_rules(ring->profile)->by_number) {
         status = put_ties(&writer, ring);
     }
     if (status == RH_OK) {
-        status = wire_finish(&writer, &data, &size);
+        status = rh_wire_finish(&writer, &data, &size);
     } else {
         free(writer.data);
     }

@@ -17,7 +17,7 @@ static uint32_t *match_names(const rh_ring *from, const rh_ring *to)
         int order = 1;
 
         while (k < to->slot_count && order > 0) {
-            order = ring_compare_names(&from->slots[number], &to->slots[to->by_name[k]]);
+            order = rh_ring_compare_names(&from->slots[number], &to->slots[to->by_name[k]]);
             k += order > 0;
         }
         match[number] = order == 0 ? to->by_name[k] : NOWHERE;
@@ -88,7 +88,7 @@ static void merge_arcs(const rh_ring *from, const rh_ring *to, const uint32_t *m
  */
 static size_t close_circle(const rh_ring *ring, rh_ring_move *moves, size_t count)
 {
-    const uint64_t unit = (uint64_t)1 << (64 - ring_profile(ring->profile)->hash_bits);
+    const uint64_t unit = (uint64_t)1 << (64 - rh_ring_profile_rules(ring->profile)->hash_bits);
     rh_ring_move first;
 
     if (count > 1 && moves[count - 1].end == moves[0].start &&
@@ -121,7 +121,7 @@ rh_status rh_ring_diff(const rh_ring *from, const rh_ring *to, rh_ring_move **mo
         from->profile != to->profile) {
         return RH_INVALID_ARGUMENT;
     }
-    if (ring_profile(from->profile)->hash_bits > 64) {
+    if (rh_ring_profile_rules(from->profile)->hash_bits > 64) {
         return RH_NOT_SUPPORTED;
     }
     if (from->point_count == 0 || to->point_count == 0) {

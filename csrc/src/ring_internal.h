@@ -52,16 +52,16 @@ struct rh_ring {
     uint32_t vnodes;
 };
 
-int ring_compare_names(const struct ring_slot *a, const struct ring_slot *b);
+int rh_ring_compare_names(const struct ring_slot *a, const struct ring_slot *b);
 
 /* Whether the slot of that name exists, present or removed, and its number. */
-bool ring_find_slot(const rh_ring *ring, const void *name, size_t name_bytes, uint32_t *out);
+bool rh_ring_find_slot(const rh_ring *ring, const void *name, size_t name_bytes, uint32_t *out);
 
 /*
  * Fills in points, owners and directory. Slots that `old` (NULL: none) knows with as many points
  * keep the ones they have there; the points of all others are made and merged with them.
  */
-rh_status ring_place_points(rh_ring *ring, const rh_ring *old);
+rh_status rh_ring_place_points(rh_ring *ring, const rh_ring *old);
 
 /* What sets one profile apart from another, besides its strings and its counts. */
 struct ring_profile {
@@ -72,13 +72,13 @@ struct ring_profile {
 };
 
 /* NULL: there is no such profile. */
-const struct ring_profile *ring_profile(rh_ring_profile profile);
+const struct ring_profile *rh_ring_profile_rules(rh_ring_profile profile);
 
 /*
  * Sets the number of points of every slot. RH_INVALID_ARGUMENT for a weight that the profile
  * has no notion of, RH_TOO_LARGE.
  */
-rh_status ring_count_points(rh_ring *ring);
+rh_status rh_ring_count_points(rh_ring *ring);
 
 struct ring_point {
     uint64_t high;
@@ -90,29 +90,29 @@ struct ring_point {
  * Sorts by position; points that are equal keep the order they came in, which is that of ties.
  * `low` is NULL unless they have 128 bits. Returns which of the two arrays ended up sorted.
  */
-struct ring_point *ring_sort_points(struct ring_point *points, struct ring_point *scratch,
-                                    size_t count, const uint64_t *low);
+struct ring_point *rh_ring_sort_points(struct ring_point *points, struct ring_point *scratch,
+                                       size_t count, const uint64_t *low);
 
-/* What ring_form_points() needs of `text` besides the name: '/', ':', a port, '-', an index. */
+/* What rh_ring_form_points() needs of `text` besides the name: '/', ':', a port, '-', an index. */
 #define RING_TEXT_EXTRA 32
 
 /* Forms the points of a slot; `low` is NULL unless they have 128 bits. `text` is scratch. */
-void ring_form_points(rh_ring_profile profile, const struct ring_slot *slot, char *text,
-                      struct ring_point *points, uint64_t *low);
+void rh_ring_form_points(rh_ring_profile profile, const struct ring_slot *slot, char *text,
+                         struct ring_point *points, uint64_t *low);
 
 /* Where a key lies, for every profile but the first, whose hash is inlined where it is used. */
-rh_ring_position ring_hash_key(rh_ring_profile profile, const void *key, size_t key_bytes);
+rh_ring_position rh_ring_hash_key(rh_ring_profile profile, const void *key, size_t key_bytes);
 
 /*
  * Position of the first point >= hash in [low, high), high when there is none. The plain binary
  * search: what the directory is held against, and what serves where points crowd.
  */
-size_t ring_search_plain(const rh_ring *ring, size_t low, size_t high, uint64_t hash);
+size_t rh_ring_search_plain(const rh_ring *ring, size_t low, size_t high, uint64_t hash);
 
 /* The same over all points by way of the directory. */
-size_t ring_search(const rh_ring *ring, uint64_t hash);
+size_t rh_ring_search(const rh_ring *ring, uint64_t hash);
 
 /* The point that owns a position, for every profile; the count of points stands for the first. */
-size_t ring_search_position(const rh_ring *ring, rh_ring_position position);
+size_t rh_ring_search_position(const rh_ring *ring, rh_ring_position position);
 
 #endif

@@ -8,7 +8,7 @@
 /* Keys hashed before they are searched, so that the searches' cache misses overlap. */
 #define BATCH 32
 
-size_t ring_search_plain(const rh_ring *ring, size_t low, size_t high, uint64_t hash)
+size_t rh_ring_search_plain(const rh_ring *ring, size_t low, size_t high, uint64_t hash)
 {
     while (low < high) {
         size_t middle = low + (high - low) / 2;
@@ -37,7 +37,7 @@ static inline size_t search_between(const rh_ring *ring, size_t low, size_t high
     size_t below;
 
     if (high - low > SCAN_MAX) {
-        return ring_search_plain(ring, low, high, hash);
+        return rh_ring_search_plain(ring, low, high, hash);
     }
     do {
         below = count_below(ring->points + low, hash);
@@ -53,12 +53,12 @@ static inline size_t search(const rh_ring *ring, uint64_t hash)
     return search_between(ring, entry[0], entry[1], hash);
 }
 
-size_t ring_search(const rh_ring *ring, uint64_t hash)
+size_t rh_ring_search(const rh_ring *ring, uint64_t hash)
 {
     return search(ring, hash);
 }
 
-size_t ring_search_position(const rh_ring *ring, rh_ring_position position)
+size_t rh_ring_search_position(const rh_ring *ring, rh_ring_position position)
 {
     size_t found;
 
@@ -79,7 +79,7 @@ static inline rh_ring_position locate(const rh_ring *ring, const void *key, size
     rh_ring_position position = {0};
 
     if (ring->profile != RH_RING_RINGHOLD) {
-        return ring_hash_key(ring->profile, key, key_bytes);
+        return rh_ring_hash_key(ring->profile, key, key_bytes);
     }
     position.high = XXH3_64bits(key, key_bytes);
     return position;
@@ -102,7 +102,7 @@ rh_status rh_ring_locate_hash(const rh_ring *ring, uint64_t hash, rh_ring_positi
     if (ring == NULL || out == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    bits = ring_profile(ring->profile)->hash_bits;
+    bits = rh_ring_profile_rules(ring->profile)->hash_bits;
     if (bits > 64) {
         return RH_NOT_SUPPORTED;
     }
@@ -124,7 +124,7 @@ rh_status rh_ring_find_point(const rh_ring *ring, rh_ring_position position, siz
     if (ring->point_count == 0) {
         return RH_EMPTY_RING;
     }
-    found = ring_search_position(ring, position);
+    found = rh_ring_search_position(ring, position);
     *out = found < ring->point_count ? found : 0;
     return RH_OK;
 }
@@ -161,7 +161,7 @@ rh_status rh_ring_lookup(const rh_ring *ring, const void *key, size_t key_bytes,
     if (ring->profile == RH_RING_RINGHOLD) {
         *out = ring->owners[search(ring, XXH3_64bits(key, key_bytes))];
     } else {
-        *out = ring->owners[ring_search_position(ring, locate(ring, key, key_bytes))];
+        *out = ring->owners[rh_ring_search_position(ring, locate(ring, key, key_bytes))];
     }
     return RH_OK;
 }
@@ -200,7 +200,7 @@ static void lookup_block(const rh_ring *ring, const uint64_t *hashes, size_t cou
 /* RH_OK when every hash is one of the profile's, which for 64 bits costs nothing. */
 static rh_status check_hashes(const rh_ring *ring, const uint64_t *hashes, size_t count)
 {
-    unsigned bits = ring_profile(ring->profile)->hash_bits;
+    unsigned bits = rh_ring_profile_rules(ring->profile)->hash_bits;
     uint64_t all = 0;
 
     if (bits > 64) {
@@ -229,7 +229,7 @@ rh_status rh_ring_lookup_hashes(const rh_ring *ring, const uint64_t *hashes, siz
     if (count > 0 && ring->point_count == 0) {
         return RH_EMPTY_RING;
     }
-    shift = 64 - ring_profile(ring->profile)->hash_bits;
+    shift = 64 - rh_ring_profile_rules(ring->profile)->hash_bits;
     for (size_t done = 0; done < count; done += BATCH) {
         size_t block = count - done < BATCH ? count - done : BATCH;
         const uint64_t *from = hashes + done;
@@ -261,7 +261,7 @@ static void lookup_others(const rh_ring *ring, const void *const *keys, const si
                           size_t count, uint32_t *out)
 {
     for (size_t i = 0; i < count; i++) {
-        out[i] = ring->owners[ring_search_position(ring, locate(ring, keys[i], key_bytes[i]))];
+        out[i] = ring->owners[rh_ring_search_position(ring, locate(ring, keys[i], key_bytes[i]))];
     }
 }
 

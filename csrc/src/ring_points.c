@@ -58,8 +58,8 @@ static void sort_by_low(struct ring_point *points, size_t count, const uint64_t 
     }
 }
 
-struct ring_point *ring_sort_points(struct ring_point *points, struct ring_point *scratch,
-                                    size_t count, const uint64_t *low)
+struct ring_point *rh_ring_sort_points(struct ring_point *points, struct ring_point *scratch,
+                                       size_t count, const uint64_t *low)
 {
     struct ring_point *sorted = radix_sort(points, scratch, count);
 
@@ -85,13 +85,13 @@ static bool is_kept(const rh_ring *ring, const rh_ring *old, size_t slot)
 /* The slot that comes `i`-th when points are equal. */
 static uint32_t tie_order(const rh_ring *ring, size_t i)
 {
-    return ring_profile(ring->profile)->by_number ? (uint32_t)i : ring->by_name[i];
+    return rh_ring_profile_rules(ring->profile)->by_number ? (uint32_t)i : ring->by_name[i];
 }
 
 /* The points of the slots that do not keep those in `old`. */
 static rh_status make_points(const rh_ring *ring, const rh_ring *old, struct fresh *fresh)
 {
-    bool has_low = ring_profile(ring->profile)->hash_bits > 64;
+    bool has_low = rh_ring_profile_rules(ring->profile)->hash_bits > 64;
     size_t all = 0, total = 0, longest = 0, made = 0;
     rh_status status = RH_NO_MEMORY;
     char *text;
@@ -121,14 +121,14 @@ static rh_status make_points(const rh_ring *ring, const rh_ring *old, struct fre
         if (is_kept(ring, old, number)) {
             continue;
         }
-        ring_form_points(ring->profile, slot, text, fresh->memory + made,
-                         has_low ? fresh->low + made : NULL);
+        rh_ring_form_points(ring->profile, slot, text, fresh->memory + made,
+                            has_low ? fresh->low + made : NULL);
         for (size_t end = made + slot->points; made < end; made++) {
             fresh->memory[made].owner = number;
             fresh->memory[made].made = (uint32_t)made;
         }
     }
-    fresh->points = ring_sort_points(fresh->memory, fresh->memory + total, total, fresh->low);
+    fresh->points = rh_ring_sort_points(fresh->memory, fresh->memory + total, total, fresh->low);
     fresh->count = total;
     status = RH_OK;
 out:
@@ -198,17 +198,17 @@ static bool comes_before(const rh_ring *ring, const rh_ring *old, size_t place,
     if (low && old->low[place] != low[point->made]) {
         return old->low[place] < low[point->made];
     }
-    if (ring_profile(ring->profile)->by_number) {
+    if (rh_ring_profile_rules(ring->profile)->by_number) {
         return owner < point->owner;
     }
-    return ring_compare_names(&ring->slots[owner], &ring->slots[point->owner]) < 0;
+    return rh_ring_compare_names(&ring->slots[owner], &ring->slots[point->owner]) < 0;
 }
 
 /* Where a fresh point goes among the old ones: behind equal ones that come before it. */
 static size_t place_of(const rh_ring *ring, const rh_ring *old, size_t from,
                        const struct ring_point *point, const uint64_t *low)
 {
-    size_t place = old->point_count > 0 ? ring_search(old, point->high) : 0;
+    size_t place = old->point_count > 0 ? rh_ring_search(old, point->high) : 0;
 
     place = place < from ? from : place;
     while (place < old->point_count && old->points[place] == point->high &&
@@ -287,7 +287,7 @@ static rh_status merge_points(rh_ring *ring, const rh_ring *old, const struct fr
     return build_directory(ring);
 }
 
-rh_status ring_place_points(rh_ring *ring, const rh_ring *old)
+rh_status rh_ring_place_points(rh_ring *ring, const rh_ring *old)
 {
     struct fresh fresh = {0};
     rh_status status = make_points(ring, old, &fresh);

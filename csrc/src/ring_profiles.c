@@ -30,7 +30,7 @@ enum {
     MEMCACHED_PORT = 11211
 };
 
-const struct ring_profile *ring_profile(rh_ring_profile profile)
+const struct ring_profile *rh_ring_profile_rules(rh_ring_profile profile)
 {
     static const struct ring_profile profiles[] = {
         [RH_RING_RINGHOLD] = {.hash_bits = 64, .any_vnodes = true},
@@ -120,7 +120,7 @@ static bool is_whole(double weight)
     return weight <= (double)UINT32_MAX && weight == (double)(uint32_t)weight;
 }
 
-rh_status ring_count_points(rh_ring *ring)
+rh_status rh_ring_count_points(rh_ring *ring)
 {
     rh_status status = RH_OK;
 
@@ -202,7 +202,7 @@ static char *put_prefix(rh_ring_profile profile, const struct ring_slot *slot, c
     unsigned port = MEMCACHED_PORT;
     size_t bytes = slot->name_bytes;
 
-    if (ring_profile(profile)->by_number) {
+    if (rh_ring_profile_rules(profile)->by_number) {
         bytes = split_port(slot->name, slot->name_bytes, &port);
     }
     if (spy) {
@@ -249,8 +249,8 @@ static void form_native(const struct ring_slot *slot, char *text, struct ring_po
     }
 }
 
-void ring_form_points(rh_ring_profile profile, const struct ring_slot *slot, char *text,
-                      struct ring_point *points, uint64_t *low)
+void rh_ring_form_points(rh_ring_profile profile, const struct ring_slot *slot, char *text,
+                         struct ring_point *points, uint64_t *low)
 {
     bool four = profile != RH_RING_UHASHRING && profile != RH_RING_LIBMEMCACHED_UNWEIGHTED;
     uint8_t digest[MD5_BYTES];
@@ -265,7 +265,7 @@ void ring_form_points(rh_ring_profile profile, const struct ring_slot *slot, cha
         if (!four || k % 4 == 0) {
             char *end = put_decimal(index, four ? k / 4 : k);
 
-            md5_digest(text, (size_t)(end - text), digest);
+            rh_md5_digest(text, (size_t)(end - text), digest);
         }
         if (low) {
             points[k].high = get_big_endian(digest);
@@ -276,12 +276,12 @@ void ring_form_points(rh_ring_profile profile, const struct ring_slot *slot, cha
     }
 }
 
-rh_ring_position ring_hash_key(rh_ring_profile profile, const void *key, size_t key_bytes)
+rh_ring_position rh_ring_hash_key(rh_ring_profile profile, const void *key, size_t key_bytes)
 {
     rh_ring_position position = {0};
     uint8_t digest[MD5_BYTES];
 
-    md5_digest(key, key_bytes, digest);
+    rh_md5_digest(key, key_bytes, digest);
     if (profile == RH_RING_UHASHRING) {
         position.high = get_big_endian(digest);
         position.low = get_big_endian(digest + 8);

@@ -2,7 +2,7 @@
 #include "node.h"
 #include "ring_internal.h"
 
-bool ring_find_slot(const rh_ring *ring, const void *name, size_t name_bytes, uint32_t *out)
+bool rh_ring_find_slot(const rh_ring *ring, const void *name, size_t name_bytes, uint32_t *out)
 {
     size_t low = 0, high = ring->slot_count;
 
@@ -36,7 +36,7 @@ rh_status rh_ring_get_info(const rh_ring *ring, rh_ring_info *out)
     out->points = ring->point_count;
     out->vnodes = ring->vnodes;
     out->profile = ring->profile;
-    out->hash_bits = ring_profile(ring->profile)->hash_bits;
+    out->hash_bits = rh_ring_profile_rules(ring->profile)->hash_bits;
     return RH_OK;
 }
 
@@ -68,7 +68,7 @@ rh_status rh_ring_find(const rh_ring *ring, const void *name, size_t name_bytes,
     if (ring == NULL || out == NULL || (name == NULL && name_bytes > 0)) {
         return RH_INVALID_ARGUMENT;
     }
-    if (!ring_find_slot(ring, name, name_bytes, &index) || !ring->slots[index].present) {
+    if (!rh_ring_find_slot(ring, name, name_bytes, &index) || !ring->slots[index].present) {
         return RH_UNKNOWN_NODE;
     }
     *out = index;

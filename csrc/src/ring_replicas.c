@@ -11,7 +11,7 @@
 /* The index of the point that owns a position; the ring has points. */
 static size_t first_point(const rh_ring *ring, rh_ring_position position)
 {
-    size_t found = ring_search_position(ring, position);
+    size_t found = rh_ring_search_position(ring, position);
 
     return found < ring->point_count ? found : 0;
 }

@@ -12,12 +12,12 @@ static void put_little_endian(struct wire_writer *writer, uint64_t value, size_t
     for (size_t i = 0; i < bytes; i++) {
         text[i] = (uint8_t)(value >> (8 * i));
     }
-    wire_put_bytes(writer, text, bytes);
+    rh_wire_put_bytes(writer, text, bytes);
 }
 
 static uint64_t get_little_endian(struct wire_reader *reader, size_t bytes)
 {
-    const uint8_t *text = wire_get_bytes(reader, bytes);
+    const uint8_t *text = rh_wire_get_bytes(reader, bytes);
     uint64_t value = 0;
 
     for (size_t i = 0; text && i < bytes; i++) {
@@ -58,7 +58,7 @@ static bool make_room(struct wire_writer *writer, size_t count)
     return true;
 }
 
-void wire_put_bytes(struct wire_writer *writer, const void *bytes, size_t count)
+void rh_wire_put_bytes(struct wire_writer *writer, const void *bytes, size_t count)
 {
     if (count > 0 && make_room(writer, count)) {
         memcpy(writer->data + writer->size, bytes, count);
@@ -66,40 +66,40 @@ void wire_put_bytes(struct wire_writer *writer, const void *bytes, size_t count)
     }
 }
 
-void wire_put_u8(struct wire_writer *writer, uint8_t value)
+void rh_wire_put_u8(struct wire_writer *writer, uint8_t value)
 {
     put_little_endian(writer, value, 1);
 }
 
-void wire_put_u32(struct wire_writer *writer, uint32_t value)
+void rh_wire_put_u32(struct wire_writer *writer, uint32_t value)
 {
     put_little_endian(writer, value, 4);
 }
 
-void wire_put_u64(struct wire_writer *writer, uint64_t value)
+void rh_wire_put_u64(struct wire_writer *writer, uint64_t value)
 {
     put_little_endian(writer, value, 8);
 }
 
-void wire_put_double(struct wire_writer *writer, double value)
+void rh_wire_put_double(struct wire_writer *writer, double value)
 {
     uint64_t bits;
 
     memcpy(&bits, &value, sizeof bits);
-    wire_put_u64(writer, bits);
+    rh_wire_put_u64(writer, bits);
 }
 
-void wire_put_text(struct wire_writer *writer, const void *bytes, size_t count)
+void rh_wire_put_text(struct wire_writer *writer, const void *bytes, size_t count)
 {
     if (count > UINT32_MAX) {
         writer->status = writer->status == RH_OK ? RH_TOO_LARGE : writer->status;
         return;
     }
-    wire_put_u32(writer, (uint32_t)count);
-    wire_put_bytes(writer, bytes, count);
+    rh_wire_put_u32(writer, (uint32_t)count);
+    rh_wire_put_bytes(writer, bytes, count);
 }
 
-rh_status wire_finish(struct wire_writer *writer, void **data, size_t *size)
+rh_status rh_wire_finish(struct wire_writer *writer, void **data, size_t *size)
 {
     uint8_t seal[RH_DIGEST_BYTES];
     rh_status status = writer->status;
@@ -108,7 +108,7 @@ rh_status wire_finish(struct wire_writer *writer, void **data, size_t *size)
         status = rh_digest(writer->data, writer->size, seal);
     }
     if (status == RH_OK) {
-        wire_put_bytes(writer, seal, sizeof seal);
+        rh_wire_put_bytes(writer, seal, sizeof seal);
         status = writer->status;
     }
     if (status != RH_OK) {
@@ -120,7 +120,7 @@ rh_status wire_finish(struct wire_writer *writer, void **data, size_t *size)
     return RH_OK;
 }
 
-rh_status wire_open(struct wire_reader *reader, const void *data, size_t size)
+rh_status rh_wire_open(struct wire_reader *reader, const void *data, size_t size)
 {
     uint8_t seal[RH_DIGEST_BYTES];
     rh_status status;
@@ -145,12 +145,12 @@ rh_status wire_open(struct wire_reader *reader, const void *data, size_t size)
     return RH_OK;
 }
 
-bool wire_at_end(const struct wire_reader *reader)
+bool rh_wire_at_end(const struct wire_reader *reader)
 {
     return !reader->failed && reader->left == 0;
 }
 
-const uint8_t *wire_get_bytes(struct wire_reader *reader, size_t count)
+const uint8_t *rh_wire_get_bytes(struct wire_reader *reader, size_t count)
 {
     const uint8_t *at = reader->at;
 
@@ -163,22 +163,22 @@ const uint8_t *wire_get_bytes(struct wire_reader *reader, size_t count)
     return at;
 }
 
-uint8_t wire_get_u8(struct wire_reader *reader)
+uint8_t rh_wire_get_u8(struct wire_reader *reader)
 {
     return (uint8_t)get_little_endian(reader, 1);
 }
 
-uint32_t wire_get_u32(struct wire_reader *reader)
+uint32_t rh_wire_get_u32(struct wire_reader *reader)
 {
     return (uint32_t)get_little_endian(reader, 4);
 }
 
-uint64_t wire_get_u64(struct wire_reader *reader)
+uint64_t rh_wire_get_u64(struct wire_reader *reader)
 {
     return get_little_endian(reader, 8);
 }
 
-double wire_get_double(struct wire_reader *reader)
+double rh_wire_get_double(struct wire_reader *reader)
 {
     uint64_t bits = get_little_endian(reader, 8);
     double value;
@@ -187,8 +187,8 @@ double wire_get_double(struct wire_reader *reader)
     return value;
 }
 
-const void *wire_get_text(struct wire_reader *reader, size_t *count)
+const void *rh_wire_get_text(struct wire_reader *reader, size_t *count)
 {
-    *count = wire_get_u32(reader);
-    return wire_get_bytes(reader, *count);
+    *count = rh_wire_get_u32(reader);
+    return rh_wire_get_bytes(reader, *count);
 }

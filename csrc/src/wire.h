@@ -19,17 +19,17 @@ struct wire_writer {
     rh_status status;
 };
 
-void wire_put_bytes(struct wire_writer *writer, const void *bytes, size_t count);
-void wire_put_u8(struct wire_writer *writer, uint8_t value);
-void wire_put_u32(struct wire_writer *writer, uint32_t value);
-void wire_put_u64(struct wire_writer *writer, uint64_t value);
-void wire_put_double(struct wire_writer *writer, double value);
+void rh_wire_put_bytes(struct wire_writer *writer, const void *bytes, size_t count);
+void rh_wire_put_u8(struct wire_writer *writer, uint8_t value);
+void rh_wire_put_u32(struct wire_writer *writer, uint32_t value);
+void rh_wire_put_u64(struct wire_writer *writer, uint64_t value);
+void rh_wire_put_double(struct wire_writer *writer, double value);
 
 /* The length as 32 bits, then the bytes. */
-void wire_put_text(struct wire_writer *writer, const void *bytes, size_t count);
+void rh_wire_put_text(struct wire_writer *writer, const void *bytes, size_t count);
 
 /* Seals and hands over what was written, or frees it; *data is for rh_free. */
-rh_status wire_finish(struct wire_writer *writer, void **data, size_t *size);
+rh_status rh_wire_finish(struct wire_writer *writer, void **data, size_t *size);
 
 /* Reading past the end gives zeros and is remembered. */
 struct wire_reader {
@@ -39,17 +39,17 @@ struct wire_reader {
 };
 
 /* Checks the seal; the reader stands at the first byte, its end before the seal. RH_CORRUPT. */
-rh_status wire_open(struct wire_reader *reader, const void *data, size_t size);
+rh_status rh_wire_open(struct wire_reader *reader, const void *data, size_t size);
 
 /* Whether exactly everything was read. */
-bool wire_at_end(const struct wire_reader *reader);
+bool rh_wire_at_end(const struct wire_reader *reader);
 
 /* Borrowed from the data; NULL past the end. */
-const uint8_t *wire_get_bytes(struct wire_reader *reader, size_t count);
-uint8_t wire_get_u8(struct wire_reader *reader);
-uint32_t wire_get_u32(struct wire_reader *reader);
-uint64_t wire_get_u64(struct wire_reader *reader);
-double wire_get_double(struct wire_reader *reader);
-const void *wire_get_text(struct wire_reader *reader, size_t *count);
+const uint8_t *rh_wire_get_bytes(struct wire_reader *reader, size_t count);
+uint8_t rh_wire_get_u8(struct wire_reader *reader);
+uint32_t rh_wire_get_u32(struct wire_reader *reader);
+uint64_t rh_wire_get_u64(struct wire_reader *reader);
+double rh_wire_get_double(struct wire_reader *reader);
+const void *rh_wire_get_text(struct wire_reader *reader, size_t *count);
 
 #endif

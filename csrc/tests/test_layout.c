@@ -67,10 +67,10 @@ static void check_table(const rh_layout *layout)
     rh_layout_info info;
     bool right = false;
 
-    REQUIRE_OK(layout_limits_make(layout, &limits));
-    CHECK_STATUS(layout_check(layout, &limits, &right), RH_OK);
+    REQUIRE_OK(rh_layout_limits_make(layout, &limits));
+    CHECK_STATUS(rh_layout_check(layout, &limits, &right), RH_OK);
     CHECK(right);
-    layout_limits_free(&limits);
+    rh_layout_limits_free(&limits);
     CHECK_STATUS(rh_layout_get_info(layout, &info), RH_OK);
     for (uint32_t p = 0; p < info.partitions; p++) {
         CHECK_STATUS(rh_layout_nodes(layout, p, row), RH_OK);

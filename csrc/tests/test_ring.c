@@ -342,12 +342,15 @@ static void the_directory_finds_what_binary_search_finds(void)
         for (size_t i = 0; i < count; i++) {
             uint64_t point = ring->points[i];
 
-            CHECK_EQUAL(ring_search(ring, point), ring_search_plain(ring, 0, count, point));
-            CHECK_EQUAL(ring_search(ring, point + 1), ring_search_plain(ring, 0, count, point + 1));
-            CHECK_EQUAL(ring_search(ring, point - 1), ring_search_plain(ring, 0, count, point - 1));
+            CHECK_EQUAL(rh_ring_search(ring, point), rh_ring_search_plain(ring, 0, count, point));
+            CHECK_EQUAL(rh_ring_search(ring, point + 1),
+                        rh_ring_search_plain(ring, 0, count, point + 1));
+            CHECK_EQUAL(rh_ring_search(ring, point - 1),
+                        rh_ring_search_plain(ring, 0, count, point - 1));
         }
-        CHECK_EQUAL(ring_search(ring, 0), 0);
-        CHECK_EQUAL(ring_search(ring, UINT64_MAX), ring_search_plain(ring, 0, count, UINT64_MAX));
+        CHECK_EQUAL(rh_ring_search(ring, 0), 0);
+        CHECK_EQUAL(rh_ring_search(ring, UINT64_MAX),
+                    rh_ring_search_plain(ring, 0, count, UINT64_MAX));
         rh_ring_free(ring);
     }
 }

@@ -228,21 +228,21 @@ static rh_status load_forged(const struct forged *forged)
     size_t size = 0;
     rh_status status;
 
-    wire_put_bytes(&writer, forged->magic, 4);
-    wire_put_u8(&writer, forged->version);
-    wire_put_u8(&writer, forged->profile);
-    wire_put_u32(&writer, forged->vnodes);
-    wire_put_u32(&writer, forged->count);
+    rh_wire_put_bytes(&writer, forged->magic, 4);
+    rh_wire_put_u8(&writer, forged->version);
+    rh_wire_put_u8(&writer, forged->profile);
+    rh_wire_put_u32(&writer, forged->vnodes);
+    rh_wire_put_u32(&writer, forged->count);
     for (size_t i = 0; i < 2; i++) {
-        wire_put_text(&writer, forged->names[i], strlen(forged->names[i]));
-        wire_put_u8(&writer, forged->zone);
+        rh_wire_put_text(&writer, forged->names[i], strlen(forged->names[i]));
+        rh_wire_put_u8(&writer, forged->zone);
         if (forged->zone) {
-            wire_put_text(&writer, "z", 1);
+            rh_wire_put_text(&writer, "z", 1);
         }
-        wire_put_double(&writer, forged->weight);
+        rh_wire_put_double(&writer, forged->weight);
     }
-    wire_put_bytes(&writer, "????", forged->trailing);
-    REQUIRE_OK(wire_finish(&writer, &data, &size));
+    rh_wire_put_bytes(&writer, "????", forged->trailing);
+    REQUIRE_OK(rh_wire_finish(&writer, &data, &size));
     status = load(data, size);
     rh_free(data);
     return status;

@@ -303,7 +303,7 @@ static void crowded_points_are_found(void)
         ring->directory[i] = (uint32_t)count;
     }
     for (uint64_t hash = 0; hash < 2 * count + 9; hash++) {
-        CHECK_EQUAL(ring_search(ring, hash), hash / 2 < count ? hash / 2 : count);
+        CHECK_EQUAL(rh_ring_search(ring, hash), hash / 2 < count ? hash / 2 : count);
     }
     rh_ring_free(ring);
 }
@@ -331,7 +331,7 @@ static void merging_and_sorting_look_at_lower_halves(void)
 {
     uint64_t low[] = {5, 3, 4, 3};
     struct ring_point points[] = {{8, 0, 0}, {9, 1, 1}, {8, 2, 2}, {9, 3, 3}}, scratch[4];
-    const struct ring_point *sorted = ring_sort_points(points, scratch, 4, low);
+    const struct ring_point *sorted = rh_ring_sort_points(points, scratch, 4, low);
     rh_node nodes[] = {a_node("b", NULL, 1), a_node("a", NULL, 1)};
     rh_ring_options options = {1, RH_RING_UHASHRING};
 
