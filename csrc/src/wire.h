@@ -11,7 +11,7 @@
 
 #include <ringhold/status.h>
 
-/* Starts at {0}. A failed allocation is remembered and told by wire_finish. */
+/* Starts at {0}. A failed allocation is remembered and told by rh_wire_finish. */
 struct wire_writer {
     uint8_t *data;
     size_t size;

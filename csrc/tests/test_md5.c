@@ -1,5 +1,5 @@
 /*
- * Goal: md5_digest is MD5. Method: the test suite of RFC 1321; and texts of 0 to 299 bytes, so of
+ * Goal: rh_md5_digest is MD5. Method: the test suite of RFC 1321; and texts of 0 to 299 bytes, so of
  * every length modulo the block, whose digests together have a digest computed elsewhere.
  */
 #include "md5.h"
