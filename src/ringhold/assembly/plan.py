@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ringhold.assembly.location import Location
-from ringhold.core import Layout
 from ringhold.errors import InvalidInput, NotEnoughNodes
 from ringhold.nodes.address import node_address
 from ringhold.nodes.base import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PARTITIONS
 from ringhold.nodes.records import Holder, NodeRecord, PartitionRecord
+from ringhold.placement import Layout
 from ringhold.types import Node, NodeSpec, check_weight
 
 FIRST_INCARNATION = 1
