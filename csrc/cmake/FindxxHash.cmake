@@ -25,9 +25,13 @@ function(_xxHash_fetch)
       message(FATAL_ERROR "No xxhash.h and no python3 to fetch it with: ${_xxHash_remedy}")
     endif()
     message(STATUS "No xxhash.h in the system: fetching xxhash ${_xxHash_version} from PyPI with pip")
+    # With the hash in a requirement, pip refuses another archive before it runs anything of it.
+    file(WRITE "${directory}/requirements.txt"
+         "xxhash==${_xxHash_version} --hash=sha256:${_xxHash_sha256}\n")
     execute_process(
       COMMAND "${python}" -m pip download --quiet --disable-pip-version-check --no-deps
-              --no-binary xxhash --dest "${directory}" "xxhash==${_xxHash_version}"
+              --no-binary xxhash --dest "${directory}" --require-hashes
+              --requirement "${directory}/requirements.txt"
       RESULT_VARIABLE failed ERROR_VARIABLE complaint OUTPUT_QUIET)
     set(archive "${source}.tar.gz")
     if(failed OR NOT EXISTS "${archive}")
@@ -44,7 +48,22 @@ function(_xxHash_fetch)
   set(xxHash_INCLUDE_DIR "${source}/deps/xxhash" CACHE PATH "Directory of xxhash.h" FORCE)
 endfunction()
 
-find_path(xxHash_INCLUDE_DIR xxhash.h)
+# XXH3 has its final values from 0.8.0 on: older headers are passed over.
+function(_xxHash_is_final result directory)
+  set(header "${directory}/xxhash.h")
+  set(${result} FALSE PARENT_SCOPE)
+  if(EXISTS "${header}")
+    file(STRINGS "${header}" minor REGEX "#define XXH_VERSION_MINOR +[0-9]+")
+    file(STRINGS "${header}" major REGEX "#define XXH_VERSION_MAJOR +[0-9]+")
+    string(REGEX REPLACE ".* " "" minor "${minor}")
+    string(REGEX REPLACE ".* " "" major "${major}")
+    if(major GREATER 0 OR minor GREATER_EQUAL 8)
+      set(${result} TRUE PARENT_SCOPE)
+    endif()
+  endif()
+endfunction()
+
+find_path(xxHash_INCLUDE_DIR xxhash.h VALIDATOR _xxHash_is_final)
 if(NOT xxHash_INCLUDE_DIR)
   if(NOT RINGHOLD_XXHASH_FETCH)
     message(FATAL_ERROR "No xxhash.h and RINGHOLD_XXHASH_FETCH is OFF: ${_xxHash_remedy}")

@@ -22,7 +22,7 @@ static uint64_t checksum64(const void *data, size_t size)
 
 rh_status rh_checksum(const void *data, size_t size, uint64_t *out)
 {
-    if (data == NULL && size > 0) {
+    if (out == NULL || (data == NULL && size > 0)) {
         return RH_INVALID_ARGUMENT;
     }
     *out = checksum64(data, size);
@@ -31,7 +31,7 @@ rh_status rh_checksum(const void *data, size_t size, uint64_t *out)
 
 rh_status rh_checksum_blocks_count(size_t size, size_t block_bytes, size_t *out)
 {
-    if (block_bytes == 0) {
+    if (block_bytes == 0 || out == NULL) {
         return RH_INVALID_ARGUMENT;
     }
     *out = size / block_bytes + (size % block_bytes != 0);
@@ -42,7 +42,7 @@ rh_status rh_checksum_blocks(const void *data, size_t size, size_t block_bytes, 
 {
     const uint8_t *bytes = data;
 
-    if (block_bytes == 0 || (data == NULL && size > 0)) {
+    if (block_bytes == 0 || (size > 0 && (data == NULL || out == NULL))) {
         return RH_INVALID_ARGUMENT;
     }
     while (size > 0) {
@@ -71,7 +71,7 @@ rh_status rh_copy_checksum_blocks(void *dst, const void *src, size_t size, size_
     if (size == 0) {
         return RH_OK;
     }
-    if (dst == NULL || src == NULL || overlap(dst, src, size)) {
+    if (dst == NULL || src == NULL || out == NULL || overlap(dst, src, size)) {
         return RH_INVALID_ARGUMENT;
     }
     if (size >= PAST_CACHES_MIN) {
@@ -86,7 +86,7 @@ rh_status rh_digest(const void *data, size_t size, uint8_t out[RH_DIGEST_BYTES])
 {
     struct digest_halves halves;
 
-    if (data == NULL && size > 0) {
+    if (out == NULL || (data == NULL && size > 0)) {
         return RH_INVALID_ARGUMENT;
     }
     halves = size <= SHORT_MAX ? rh_isa_base.checksum128(data, size)

@@ -18,8 +18,12 @@ static const XXH3_state_t *const_state_of(const rh_digest_stream *stream)
 
 rh_status rh_digest_stream_new(rh_digest_stream **out)
 {
-    XXH3_state_t *state = XXH3_createState();
+    XXH3_state_t *state;
 
+    if (out == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
+    state = XXH3_createState();
     if (state == NULL) {
         return RH_NO_MEMORY;
     }
@@ -30,8 +34,12 @@ rh_status rh_digest_stream_new(rh_digest_stream **out)
 
 rh_status rh_digest_stream_copy(const rh_digest_stream *stream, rh_digest_stream **out)
 {
-    XXH3_state_t *state = XXH3_createState();
+    XXH3_state_t *state;
 
+    if (stream == NULL || out == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
+    state = XXH3_createState();
     if (state == NULL) {
         return RH_NO_MEMORY;
     }
@@ -47,7 +55,7 @@ void rh_digest_stream_free(rh_digest_stream *stream)
 
 rh_status rh_digest_stream_update(rh_digest_stream *stream, const void *data, size_t size)
 {
-    if (data == NULL && size > 0) {
+    if (stream == NULL || (data == NULL && size > 0)) {
         return RH_INVALID_ARGUMENT;
     }
     if (size > 0) {
@@ -60,6 +68,9 @@ rh_status rh_digest_stream_value(const rh_digest_stream *stream, uint8_t out[RH_
 {
     XXH128_canonical_t canonical;
 
+    if (stream == NULL || out == NULL) {
+        return RH_INVALID_ARGUMENT;
+    }
     XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(const_state_of(stream)));
     memcpy(out, canonical.digest, RH_DIGEST_BYTES);
     return RH_OK;

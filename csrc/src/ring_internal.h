@@ -68,6 +68,7 @@ struct ring_profile {
     unsigned hash_bits;
     bool after;      /* the owner of a hash is the first point > it, not the first >= it */
     bool by_number;  /* equal points are owned by the lower number, not by the smaller name */
+    bool shared;     /* the points of a node depend on the weights of all */
     bool any_vnodes; /* RH_RING_VNODES_DEFAULT alone otherwise */
 };
 

@@ -34,13 +34,13 @@ const struct ring_profile *rh_ring_profile_rules(rh_ring_profile profile)
 {
     static const struct ring_profile profiles[] = {
         [RH_RING_RINGHOLD] = {.hash_bits = 64, .any_vnodes = true},
-        [RH_RING_KETAMA] = {.hash_bits = 32},
-        [RH_RING_LIBMEMCACHED] = {.hash_bits = 32, .by_number = true},
+        [RH_RING_KETAMA] = {.hash_bits = 32, .shared = true},
+        [RH_RING_LIBMEMCACHED] = {.hash_bits = 32, .by_number = true, .shared = true},
         [RH_RING_LIBMEMCACHED_UNWEIGHTED] = {.hash_bits = 32, .by_number = true},
-        [RH_RING_LIBMEMCACHED_SPY] = {.hash_bits = 32, .by_number = true},
-        [RH_RING_TWEMPROXY] = {.hash_bits = 32},
+        [RH_RING_LIBMEMCACHED_SPY] = {.hash_bits = 32, .by_number = true, .shared = true},
+        [RH_RING_TWEMPROXY] = {.hash_bits = 32, .shared = true},
         [RH_RING_UHASHRING] = {.hash_bits = 128, .after = true, .any_vnodes = true},
-        [RH_RING_UHASHRING_KETAMA] = {.hash_bits = 32, .after = true},
+        [RH_RING_UHASHRING_KETAMA] = {.hash_bits = 32, .after = true, .shared = true},
     };
 
     return (size_t)profile < sizeof profiles / sizeof *profiles ? &profiles[profile] : NULL;

@@ -150,6 +150,35 @@ out:
     return status;
 }
 
+/* The ring with every excluded node taken out, for profiles where the others' points change. */
+static rh_status edit_out(const rh_ring *ring, const rh_ring_replicas_options *options,
+                          rh_ring **out)
+{
+    rh_ring_change *changes = malloc((ring->slot_count + 1) * sizeof *changes);
+    bool *listed = calloc(ring->slot_count + 1, sizeof *listed);
+    rh_status status = RH_NO_MEMORY;
+    size_t count = 0;
+
+    if (changes == NULL || listed == NULL) {
+        goto out;
+    }
+    for (size_t i = 0; i < options->exclude_count; i++) {
+        uint32_t number = options->exclude[i];
+
+        if (number < ring->slot_count && ring->slots[number].present && !listed[number]) {
+            listed[number] = true;
+            changes[count++] = (rh_ring_change){
+                RH_RING_REMOVE,
+                {.name = ring->slots[number].name, .name_bytes = ring->slots[number].name_bytes}};
+        }
+    }
+    status = rh_ring_edit(ring, changes, count, out);
+out:
+    free(listed);
+    free(changes);
+    return status;
+}
+
 rh_status rh_ring_replicas(const rh_ring *ring, rh_ring_position position, size_t count,
                            const rh_ring_replicas_options *options, uint32_t *out, size_t *zones)
 {
@@ -162,6 +191,16 @@ rh_status rh_ring_replicas(const rh_ring *ring, rh_ring_position position, size_
     if (ring == NULL || (out == NULL && count > 0) ||
         (options->exclude == NULL && options->exclude_count > 0)) {
         return RH_INVALID_ARGUMENT;
+    }
+    if (options->exclude_count > 0 && rh_ring_profile_rules(ring->profile)->shared) {
+        rh_ring *without = NULL;
+
+        status = edit_out(ring, options, &without);
+        if (status == RH_OK) {
+            status = rh_ring_replicas(without, position, count, NULL, out, zones);
+        }
+        rh_ring_free(without);
+        return status;
     }
     if (count > ring->usable) {
         return RH_NOT_ENOUGH_NODES;

@@ -8,4 +8,8 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#if XXH_VERSION_NUMBER < 800
+#  error "XXH3 has its final values from xxHash 0.8.0 on"
+#endif
+
 #endif

@@ -293,6 +293,33 @@ static void a_copy_onto_itself_is_refused(void)
     CHECK_EQUAL(data[52], 3);
 }
 
+static void null_is_refused(void)
+{
+    uint64_t out[2];
+    uint8_t digest[RH_DIGEST_BYTES];
+    char copy[2];
+    rh_digest_stream *stream = NULL, *other = NULL;
+    size_t count;
+
+    CHECK_STATUS(rh_checksum("a", 1, NULL), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_checksum_blocks_count(1, 1, NULL), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_checksum_blocks_count(1, 0, &count), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_checksum_blocks("a", 1, 1, NULL), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_checksum_blocks(NULL, 0, 1, NULL), RH_OK);
+    CHECK_STATUS(rh_copy_checksum_blocks(copy, "a", 1, 1, NULL), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_copy_checksum_blocks(NULL, "a", 1, 1, out), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_copy_checksum_blocks(copy, NULL, 1, 1, out), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_digest("a", 1, NULL), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_digest_stream_new(NULL), RH_INVALID_ARGUMENT);
+    REQUIRE_OK(rh_digest_stream_new(&stream));
+    CHECK_STATUS(rh_digest_stream_copy(NULL, &other), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_digest_stream_copy(stream, NULL), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_digest_stream_update(NULL, "a", 1), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_digest_stream_value(NULL, digest), RH_INVALID_ARGUMENT);
+    CHECK_STATUS(rh_digest_stream_value(stream, NULL), RH_INVALID_ARGUMENT);
+    rh_digest_stream_free(stream);
+}
+
 int main(void)
 {
     find_sets();
@@ -309,5 +336,6 @@ int main(void)
     RUN(every_instruction_set_copies_and_checksums);
     RUN(long_and_short_copies_are_those_of_rh_checksum_blocks);
     RUN(a_copy_onto_itself_is_refused);
+    RUN(null_is_refused);
     return rh_test_result();
 }

@@ -14,6 +14,10 @@ from ringhold import Layout, LockTable, Ring
 is_valid = ctypes.pythonapi.PyCapsule_IsValid
 is_valid.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
+context_of = ctypes.pythonapi.PyCapsule_GetContext
+context_of.argtypes = [ctypes.py_object]
+context_of.restype = ctypes.c_void_p
+
 CAPSULES = {
     b"ringhold.rh_ring.1": lambda: Ring(["a"]),
     b"ringhold.rh_layout.1": lambda: Layout(["a"], replicas=1),
@@ -31,6 +35,16 @@ def test_the_capsule_has_its_name_and_no_other(name):
     capsule = capsule_of(CAPSULES[name]())
     assert [other for other in CAPSULES if is_valid(capsule, other)] == [name]
     assert is_valid(capsule, name.replace(b".1", b".0")) == 0
+
+
+@pytest.mark.parametrize("name", CAPSULES)
+def test_a_capsule_keeps_alive_what_it_shows(name):
+    capsule = capsule_of(CAPSULES[name]())
+    # The object that frees the handle; the address is borrowed.
+    owner = ctypes.cast(context_of(capsule), ctypes.py_object).value
+    with_capsule = sys.getrefcount(owner)
+    del capsule
+    assert sys.getrefcount(owner) == with_capsule - 1
 
 
 @pytest.mark.parametrize("name", CAPSULES)

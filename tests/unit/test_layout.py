@@ -168,6 +168,26 @@ def test_copies_and_primaries_are_spread():
 # Rebalancing
 
 
+def test_the_lower_bound_counts_only_copies_that_can_be_kept():
+    """Shares grow, so that of those rounded up none is any use to a node that has fewer."""
+    layout = Layout(equal_nodes(11))
+    plan = layout.rebalance(equal_nodes(10))
+    assert plan.lower_bound == plan.moved == counts(layout)["n10"]
+
+
+def test_a_node_gives_up_copies_of_all_its_partitions():
+    layout = Layout(equal_nodes(20))
+    moved = [p for p, _, _ in layout.rebalance(equal_nodes(21)).moves]
+    assert 0.35 < sum(p < layout.partitions // 2 for p in moved) / len(moved) < 0.65
+
+
+def test_weights_that_are_meant_to_be_equal_are():
+    layout = Layout({"a": 15, "b": 17}, replicas=1, partitions=32)
+    assert counts(layout) == {"a": 15, "b": 17}
+    plan = layout.rebalance({"a": 0.3, "b": 0.1 + 0.2})
+    assert counts(plan.layout) == {"a": 16, "b": 16}
+
+
 def test_a_plan_says_what_moves():
     layout = Layout(equal_nodes(10))
     plan = layout.rebalance(equal_nodes(11))

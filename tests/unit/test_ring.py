@@ -6,15 +6,17 @@ Method: the oracle for points and owners is built here from the Python package x
 import array
 import bisect
 import copy
+import ctypes
 import doctest
 import itertools
 import pickle
+import sys
 import warnings
 
 import pytest
 import xxhash
 
-from ringhold.core import Ring, _ring, ring_results
+from ringhold.core import Layout, Ring, _ring, ring_results
 from ringhold.errors import EmptyRing, InvalidInput, NotEnoughNodes
 from ringhold.types import Node, PlacementWarning
 
@@ -436,3 +438,25 @@ def test_unknown_profiles_are_told_which_there_are():
     for profile in (None, 3, b"ringhold"):
         with pytest.raises(TypeError):
             Ring(["a"], profile=profile)
+
+
+def test_a_ring_of_the_nodes_of_another_has_their_weights_and_zones():
+    ring = Ring([Node("a", 2.5, "east"), Node("b", 0), Node("c", 1, "west")])
+    assert Ring(ring) == ring
+    layout = Layout(ring, replicas=1, partitions=16)
+    assert (layout.weights, layout.zones) == (ring.weights, ring.zones)
+    assert Ring(layout) == ring
+
+
+def test_one_node_is_no_iterable_of_nodes():
+    with pytest.raises(TypeError, match="not one Node"):
+        Ring(Node("a"))
+
+
+def test_hashes_may_name_their_byte_order():
+    ring = Ring(["a", "b", "c"])
+    hashes = (ctypes.c_uint64 * 3)(1, 2**63, 2**64 - 1)
+    assert ring.lookup_many(hashes) == ring.lookup_many(array.array("Q", hashes))
+    swapped = ctypes.c_uint64.__ctype_be__ if sys.byteorder == "little" else ctypes.c_uint64
+    with pytest.raises(TypeError):
+        ring.lookup_many((swapped * 1)(1))

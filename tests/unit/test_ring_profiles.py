@@ -10,7 +10,7 @@ import hashlib
 import pytest
 
 from ringhold.core import Ring
-from ringhold.errors import InvalidInput
+from ringhold.errors import InvalidInput, NotEnoughNodes
 
 NARROW = [
     "ketama",
@@ -52,6 +52,25 @@ def test_equal_weights_have_the_counts_of_float_arithmetic(profile, short):
     for n in (24, 25, 26, 50, 61, 100, 122):
         ring = Ring([f"10.0.0.{i}:11211" for i in range(n)], profile=profile)
         assert counts_of(ring) == [156 if n in short else 160] * n
+
+
+@pytest.mark.parametrize("profile", ALL)
+def test_excluding_equals_a_ring_without(profile):
+    ring = Ring(POOL, profile=profile)
+    excluded = list(POOL)[1:4]
+    without = Ring({n: w for n, w in POOL.items() if n not in excluded}, profile=profile)
+    for number in range(300):
+        key = f"key/{number}"
+        expected = without.replicas(key, 3)
+        assert ring.replicas(key, 3, exclude=[*excluded, excluded[0], "unknown"]) == expected
+
+
+def test_excluding_gives_points_to_nodes_that_had_none():
+    ring = Ring({"small": 1, "big": 1000, "bigger": 1000}, profile="ketama")
+    assert "small" not in ring.replicas("key", 2)
+    with pytest.raises(NotEnoughNodes, match="2 with points"):
+        ring.replicas("key", 3)
+    assert ring.replicas("key", 1, exclude=["big", "bigger"]) == ("small",)
 
 
 @pytest.mark.parametrize("profile", NARROW)

@@ -5,7 +5,8 @@
  * specification, hence the same on every machine and for every other implementation of it.
  *
  * Pure functions of their arguments, streams excepted: any number of threads may call them at
- * once. Pointers to data may be NULL when `size` is 0. The caller owns every buffer.
+ * once. Pointers to data may be NULL when `size` is 0, and any other NULL where a pointer is needed
+ * is RH_INVALID_ARGUMENT. The caller owns every buffer.
  */
 #ifndef RINGHOLD_CHECKSUM_H
 #define RINGHOLD_CHECKSUM_H

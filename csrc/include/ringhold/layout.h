@@ -104,8 +104,8 @@ RH_API void rh_layout_free(rh_layout *layout);
  * weights and zones may change. Kept copies keep their place within the partition, and a new one
  * takes the place of the one it replaces.
  *
- * Exact for every size, by a minimum-cost flow. Memory and one search cost in proportion to
- * partitions * replicas + nodes. Errors as rh_layout_new.
+ * Exact for every size, by a minimum-cost flow. Memory is in proportion to partitions * replicas +
+ * nodes, the time of one search to partitions * replicas^2 + nodes. Errors as rh_layout_new.
  *
  * Sources: the primal-dual algorithm for minimum-cost flow (Ahuja, Magnanti, Orlin, "Network
  * Flows", 1993, chapter 9); the network follows Garage's report on its optimal layout, with zones
@@ -114,7 +114,7 @@ RH_API void rh_layout_free(rh_layout *layout);
 RH_API RH_NODISCARD rh_status rh_layout_rebalance(const rh_layout *layout, const rh_node *nodes,
                                                   size_t count, rh_layout_plan *out);
 
-RH_API RH_NODISCARD rh_status rh_layout_get_info(const rh_layout *layout, rh_layout_info *out);
+RH_API rh_status rh_layout_get_info(const rh_layout *layout, rh_layout_info *out);
 
 /* The node numbered `index`; RH_UNKNOWN_NODE beyond the last. */
 RH_API RH_NODISCARD rh_status rh_layout_get_member(const rh_layout *layout, size_t index,

@@ -115,7 +115,11 @@ typedef struct rh_ring_member {
 } rh_ring_member;
 
 typedef struct rh_ring_replicas_options {
-    const uint32_t *exclude; /* numbers of nodes to leave out; repeated and absent ones allowed */
+    /*
+     * Numbers of nodes to leave out, as if they were not in the ring; repeated and absent ones are
+     * allowed. In profiles where points depend on the weights of all, a ring is edited for that.
+     */
+    const uint32_t *exclude;
     size_t exclude_count;
 } rh_ring_replicas_options;
 
@@ -252,7 +256,8 @@ RH_API RH_NODISCARD rh_status rh_ring_diff(const rh_ring *from, const rh_ring *t
 
 /*
  * Equal if and only if placement is: covers the profile, the points and their owners' names and
- * zones. Does not depend on the order of insertion, on drained nodes, or on the machine.
+ * zones. Does not depend on the order of insertion or on the machine, nor on drained nodes where
+ * they do not change the points of others.
  */
 RH_API RH_NODISCARD rh_status rh_ring_digest(const rh_ring *ring,
                                              uint8_t out[RH_RING_DIGEST_BYTES]);

@@ -55,6 +55,9 @@ cdef class Layout:
     passed over. What that takes from one goes to the others by weight. Shares are rounded by
     largest remainder here, up or down by `rebalance`. The order of `nodes` is no matter.
 
+    `names` are all nodes, drained ones too, in order of their bytes; `replicas` and `partitions`
+    are as given; `epoch` is 1 and grows by one with each rebalance.
+
     Immutable; any number of threads may use one. Raises TypeError for wrong types, InvalidInput
     for wrong values, NotEnoughNodes when fewer than `replicas` nodes have weight. Warns with
     PlacementWarning when nodes have zones and fewer than `replicas` of them are usable.
@@ -269,8 +272,12 @@ cdef class LayoutPlan:
     def __dealloc__(self):
         rh_free(self._moves)
 
+    def __reduce__(self):
+        raise TypeError("a LayoutPlan cannot be pickled or copied; its layout can")
+
     @property
     def moves(self):
+        """Tuple of (partition, source, target), sorted by partition."""
         cdef Py_ssize_t i
         cdef rh_layout_move *move
         if self._listed is None:
@@ -287,6 +294,7 @@ cdef class LayoutPlan:
 
     @property
     def gap(self):
+        """Moves beyond the lower bound: what zones and distinct copies cost."""
         return self.moved - self.lower_bound
 
     def __repr__(self):
@@ -328,7 +336,7 @@ cdef int _raise_nodes(rh_status status, list specs, object replicas, object part
     if status == RH_NOT_ENOUGH_NODES:
         usable = sum([weight > 0 for _, weight, _ in specs])
         raise NotEnoughNodes(
-            f"{replicas} replicas need as many nodes, and {usable} of weight above 0 can be used",
+            f"{replicas} replicas need as many nodes, and {usable} of weight above 0 are given",
             wanted=replicas,
             usable=usable,
         )

@@ -134,7 +134,8 @@ cdef inline rh_lock_grants *_buffer(LockTable table) except NULL:
 cdef list _read_grants(LockTable table):
     """The grants in the buffer, which is the table's again only when all are read.
 
-    Making objects may run any Python code, and let other threads run: they take another buffer.
+    Making any object, a list too, may run other Python code, which takes another buffer: the
+    garbage collector may run then, and finalizers with it.
     """
     cdef rh_lock_grants *grants = table.grants
     cdef const rh_lock_grant *items = NULL
@@ -142,12 +143,12 @@ cdef list _read_grants(LockTable table):
     cdef size_t count = 0
     cdef size_t i
     cdef str name = ""
-    found = []
     rh_lock_grants_read(grants, &items, &count)
     if count == 0:
-        return found
+        return []
     table.grants = NULL
     try:
+        found = []
         for i in range(count):
             if items[i].name != last:
                 last = items[i].name
@@ -211,6 +212,9 @@ cdef class LockTable:
     def __init__(self):
         # Alone, __cinit__ would let any arguments pass.
         pass
+
+    def __reduce__(self):
+        raise TypeError("a LockTable can be neither copied nor pickled: its locks are held in it")
 
     def __dealloc__(self):
         rh_lock_table_free(self.table)

@@ -51,8 +51,14 @@ cdef tuple node_spec(object name, object weight, object zone):
 cdef list node_specs(object nodes):
     if isinstance(nodes, (str, bytes)):
         raise TypeError("nodes must be an iterable of names, a mapping or Nodes, not one name")
+    if isinstance(nodes, Node):
+        raise TypeError("nodes must be an iterable of Nodes, not one Node")
     if isinstance(nodes, Mapping):
         return [node_spec(name, weight, None) for name, weight in nodes.items()]
+    if hasattr(nodes, "weights") and hasattr(nodes, "zones"):
+        # A Ring or a Layout: iterating over its names alone would lose both.
+        zones = nodes.zones
+        return [node_spec(name, weight, zones[name]) for name, weight in nodes.weights.items()]
     specs = []
     for node in nodes:
         if isinstance(node, Node):

@@ -6,6 +6,7 @@ hashed where they lie and released while owners are searched.
 """
 
 import array
+import sys
 
 from cpython cimport array
 from cpython.buffer cimport (
@@ -104,12 +105,17 @@ cdef uint32_t *_open_out(object out, Py_ssize_t count, Py_buffer *view) except N
 cdef uint32_t _nowhere = 0
 
 
+cdef bytes _ENDIAN = b"<" if sys.byteorder == "little" else b">"
+
+
 cdef bint _is_native(Py_buffer *view, bytes code, bytes other, size_t size) noexcept:
     cdef bytes text = view.format if view.format != NULL else b"B"
+    if text[:1] in (b"@", b"=", _ENDIAN):
+        text = text[1:]
     return (
         view.ndim == 1
         and <size_t>view.itemsize == size
-        and text in (code, other, b"@" + code, b"@" + other, b"=" + code, b"=" + other)
+        and text in (code, other)
         and PyBuffer_IsContiguous(view, b"C")
     )
 

@@ -84,7 +84,7 @@ cdef tuple _replicas(Snapshot snapshot, rh_ring_position position, object wanted
     cdef size_t i
     options.exclude = <const uint32_t *>excluded.data.as_uints
     options.exclude_count = <size_t>len(excluded)
-    if wanted <= info_of(snapshot).usable:
+    if wanted <= info_of(snapshot).nodes:
         out = array.clone(_no_indexes, wanted, zero=False)
         status = rh_ring_replicas(snapshot.ring, position, <size_t>len(out), &options,
                                   <uint32_t *>out.data.as_uints, zones)
@@ -103,7 +103,7 @@ cdef object _not_enough(Snapshot snapshot, object wanted, set excluded):
         get_member(snapshot.ring, i, &member)
         usable += member.points > 0 and i not in excluded
     return NotEnoughNodes(
-        f"{wanted} replicas need as many nodes, and {usable} of weight above 0 can be used",
+        f"{wanted} replicas need as many nodes, and {usable} with points can be used",
         wanted=wanted,
         usable=usable,
     )

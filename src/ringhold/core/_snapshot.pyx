@@ -89,7 +89,8 @@ cdef Snapshot make_snapshot(list specs, object vnodes, object profile):
     try:
         for i in range(count):
             fill_node(&nodes[i], <tuple>specs[i])
-        status = rh_ring_new(nodes, count, &options, &snapshot.ring)
+        with nogil:
+            status = rh_ring_new(nodes, count, &options, &snapshot.ring)
     finally:
         PyMem_Free(nodes)
     if status == RH_DUPLICATE_NODE:
@@ -115,7 +116,8 @@ cdef rh_status edit_snapshot(
         for i in range(count):
             changes[i].kind = kind
             fill_node(&changes[i].node, <tuple>specs[i])
-        status = rh_ring_edit(old.ring, changes, count, &new.ring)
+        with nogil:
+            status = rh_ring_edit(old.ring, changes, count, &new.ring)
     finally:
         PyMem_Free(changes)
     if status == RH_OK:
