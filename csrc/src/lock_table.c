@@ -138,7 +138,7 @@ rh_status rh_lock_table_size(rh_lock_table *table, size_t *out)
     }
     lock_shards(table, LOCK_SHARDS_ALL);
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
-        size += table->shards[i].entries.live - (table->shards[i].idle_entry != 0);
+        size += lock_count_names(&table->shards[i]);
     }
     unlock_shards(table, LOCK_SHARDS_ALL);
     *out = size;

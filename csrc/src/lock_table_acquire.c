@@ -35,10 +35,19 @@ static bool is_covered(const struct lock_shard *shard, const struct ask *ask)
 
 static bool can_take(rh_lock_table *table, const struct lock_shard *shard, const struct ask *ask)
 {
-    return ask->entry == 0 || is_covered(shard, ask) ||
-           lock_can_grant(table, shard, ask->entry,
-                          ask->hold != 0 ? lock_hold_at(shard, ask->hold) : NULL, ask->owner,
-                          ask->mode);
+    const struct lock_hold *hold = NULL;
+    const struct lock_entry *entry;
+
+    if (ask->entry == 0 || is_covered(shard, ask)) {
+        return true;
+    }
+    if (ask->hold != 0) {
+        hold = lock_hold_at(shard, ask->hold);
+    }
+    entry = lock_entry_at(shard, ask->entry);
+    return !(lock_excluded[ask->mode] & lock_held_by_others(entry, hold)) &&
+           (entry->queue == 0 ||
+            lock_can_pass(table, shard, ask->entry, hold, ask->owner, ask->mode));
 }
 
 /* Everything that take() needs, `count` times. */

@@ -56,6 +56,13 @@ static inline void lock_pool_give(struct lock_pool *pool, size_t item_bytes, uin
     pool->live--;
 }
 
+/* Of a pool without live records: they are given out in order again, from the first one. */
+static inline void lock_pool_reset(struct lock_pool *pool)
+{
+    pool->used = pool->used > 0;
+    pool->free = 0;
+}
+
 /*
  * Open addressing with linear probing, at most half full. A slot keeps the hash, whose low bits
  * are its home, so that most of what does not match is passed by without looking at a record.

@@ -159,11 +159,14 @@ void lock_count_owner(const rh_lock_table *table, uint64_t owner, uint64_t shard
 static void touch(struct lock_shard *shard, uint32_t entry)
 {
     uint32_t number = lock_entry_at(shard, entry)->queue;
-    struct lock_queue *queue = lock_queue_at(shard, number);
+    struct lock_queue *queue;
 
     if (number == 0) {
         lock_settle_entry(shard, entry);
-    } else if (!queue->touched) {
+        return;
+    }
+    queue = lock_queue_at(shard, number);
+    if (!queue->touched) {
         queue->touched = true;
         queue->next_touched = shard->touched;
         shard->touched = number;
@@ -174,15 +177,13 @@ static void drop_owner(rh_lock_table *table, uint64_t owner, uint64_t shards, st
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         struct lock_shard *shard = &table->shards[i];
-        uint32_t hold = shards >> i & 1 ? lock_first_hold(shard, owner) : 0;
+        uint32_t hold;
 
-        while (hold != 0) {
+        while (shards >> i & 1 && (hold = lock_first_hold(shard, owner)) != 0) {
             uint32_t entry = lock_hold_at(shard, hold)->entry;
-            uint32_t next = lock_hold_at(shard, hold)->owner_next;
 
             lock_remove_hold(table, shard, hold);
             touch(shard, entry);
-            hold = next;
         }
     }
     if (wait.waiter != 0) {

@@ -81,14 +81,26 @@ void lock_clear_shard(struct lock_shard *shard)
         }
         pool->count = 0;
     }
-    shard->idle_entry = 0;
-    shard->idle_holder = 0;
+    shard->idle = 0;
     lock_index_clear(&shard->names);
     lock_index_clear(&shard->owners);
     lock_index_clear(&shard->crowd);
-    lock_pool_clear(&shard->entries);
-    lock_pool_clear(&shard->holds);
+    lock_pool_clear(&shard->records);
     lock_pool_clear(&shard->holders);
     lock_pool_clear(&shard->waiters);
     lock_pool_clear(&shard->queues);
+}
+
+void lock_rest_shard(struct lock_shard *shard)
+{
+    if (shard->records.used <= LOCK_CAPACITY_KEPT && shard->waiters.used <= LOCK_CAPACITY_KEPT) {
+        lock_clear_shard(shard);
+        return;
+    }
+    if (shard->idle != 0) {
+        lock_remove_entry(shard, shard->idle);
+        shard->idle = 0;
+    }
+    lock_pool_reset(&shard->records);
+    lock_pool_reset(&shard->waiters);
 }

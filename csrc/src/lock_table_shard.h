@@ -15,15 +15,37 @@ void lock_give_name(struct lock_shard *shard, char *name, size_t bytes);
 
 void lock_clear_shard(struct lock_shard *shard);
 
-/* Gives back memory, if nothing is left in the shard. What was reserved is no longer. */
+/* Of a shard that fell empty and is larger than what always stays. */
+void lock_rest_shard(struct lock_shard *shard);
+
+/* How many are held or awaited. */
+static inline size_t lock_count_names(const struct lock_shard *shard)
+{
+    return shard->names.count - (shard->idle != 0);
+}
+
+/*
+ * Gives back memory, if nothing is left in the shard and there was little since the last time
+ * that nothing was left: what comes again and again finds its memory in place. What was reserved
+ * is no longer.
+ */
 static inline void lock_trim_shard(struct lock_shard *shard)
 {
-    if (shard->entries.live == (shard->idle_entry != 0) &&
-        (shard->entries.capacity > LOCK_CAPACITY_KEPT ||
-         shard->holds.capacity > LOCK_CAPACITY_KEPT ||
-         shard->waiters.capacity > LOCK_CAPACITY_KEPT)) {
-        lock_clear_shard(shard);
+    if ((shard->records.capacity > LOCK_CAPACITY_KEPT ||
+         shard->waiters.capacity > LOCK_CAPACITY_KEPT) &&
+        lock_count_names(shard) == 0) {
+        lock_rest_shard(shard);
     }
+}
+
+/* Begins to fetch what will be needed soon: the table is larger than caches are. */
+static inline void lock_prefetch(const void *address)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(address, 1);
+#else
+    (void)address;
+#endif
 }
 
 static inline uint32_t lock_hold_hash(uint32_t entry, uint64_t owner)
@@ -56,6 +78,7 @@ static inline uint32_t lock_find_entry(const struct lock_shard *shard, const str
     while ((number = lock_index_next(&shard->names, key->tag, &at)) != 0) {
         const struct lock_entry *entry = lock_entry_at(shard, number);
 
+        lock_prefetch(lock_hold_at(shard, number));
         if (entry->name_bytes == key->bytes &&
             lock_same_bytes(lock_entry_name(entry), key->name, key->bytes)) {
             break;
@@ -64,15 +87,82 @@ static inline uint32_t lock_find_entry(const struct lock_shard *shard, const str
     return number;
 }
 
-/* An empty entry; lock_settle_entry() takes it away again unless something was put into it. */
+static inline uint32_t lock_find_holder(const struct lock_shard *shard, uint64_t owner)
+{
+    uint32_t hash = (uint32_t)lock_owner_hash(owner), at = hash, number;
+
+    while ((number = lock_index_next(&shard->owners, hash, &at)) != 0 &&
+           LOCK_POOL_AT(lock_holder, shard->holders, number)->owner != owner) {
+    }
+    return number;
+}
+
+/* Some hold of an owner in the shard. Of all that are chained at most one rests. */
+static inline uint32_t lock_first_hold(const struct lock_shard *shard, uint64_t owner)
+{
+    uint32_t holder = lock_find_holder(shard, owner), hold = 0;
+
+    if (holder != 0) {
+        hold = LOCK_POOL_AT(lock_holder, shard->holders, holder)->first;
+        if (lock_hold_at(shard, hold)->count == 0) {
+            hold = lock_hold_at(shard, hold)->owner_next;
+        }
+    }
+    return hold;
+}
+
+static inline void lock_link_to_owner(struct lock_shard *shard, uint32_t number, uint64_t owner)
+{
+    struct lock_hold *hold = lock_hold_at(shard, number);
+    struct lock_holder *holder;
+    uint32_t found = lock_find_holder(shard, owner);
+
+    if (found == 0) {
+        found = lock_pool_take(&shard->holders, sizeof *holder);
+        *LOCK_POOL_AT(lock_holder, shard->holders, found) = (struct lock_holder){.owner = owner};
+        lock_index_add(&shard->owners, (uint32_t)lock_owner_hash(owner), found);
+    }
+    holder = LOCK_POOL_AT(lock_holder, shard->holders, found);
+    hold->owner = owner;
+    hold->party = found;
+    hold->owner_next = holder->first;
+    hold->owner_previous = 0;
+    if (holder->first != 0) {
+        lock_hold_at(shard, holder->first)->owner_previous = number;
+    }
+    holder->first = number;
+}
+
+static inline void lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold)
+{
+    struct lock_holder *holder = LOCK_POOL_AT(lock_holder, shard->holders, hold->party);
+
+    if (hold->owner_next != 0) {
+        lock_hold_at(shard, hold->owner_next)->owner_previous = hold->owner_previous;
+    }
+    if (hold->owner_previous != 0) {
+        lock_hold_at(shard, hold->owner_previous)->owner_next = hold->owner_next;
+    } else {
+        holder->first = hold->owner_next;
+    }
+    if (holder->first == 0) {
+        lock_index_remove(&shard->owners, (uint32_t)lock_owner_hash(hold->owner), hold->party);
+        lock_pool_give(&shard->holders, sizeof *holder, hold->party);
+    }
+    hold->owner = 0;
+}
+
+/*
+ * An empty entry, for which a hold was reserved; lock_settle_entry() takes it away again unless
+ * something was put into it.
+ */
 static inline rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key,
                                         uint32_t *out)
 {
     struct lock_entry *entry;
     char *far = NULL;
 
-    if (lock_pool_reserve(&shard->entries, sizeof *entry, 1) != RH_OK ||
-        lock_index_reserve(&shard->names, 1) != RH_OK) {
+    if (lock_index_reserve(&shard->names, 1) != RH_OK) {
         return RH_NO_MEMORY;
     }
     if (key->bytes > LOCK_NAME_INLINE) {
@@ -81,7 +171,9 @@ static inline rh_status lock_make_entry(struct lock_shard *shard, const struct l
             return RH_NO_MEMORY;
         }
     }
-    *out = lock_pool_take(&shard->entries, sizeof *entry);
+    *out = lock_pool_take(&shard->records, sizeof(struct lock_record));
+    lock_hold_at(shard, *out)->owner = 0;
+    lock_hold_at(shard, *out)->count = 0;
     entry = lock_entry_at(shard, *out);
     *entry = (struct lock_entry){.tag = key->tag, .name_bytes = (uint16_t)key->bytes};
     if (far) {
@@ -95,33 +187,45 @@ static inline rh_status lock_make_entry(struct lock_shard *shard, const struct l
 static inline void lock_remove_entry(struct lock_shard *shard, uint32_t number)
 {
     struct lock_entry *entry = lock_entry_at(shard, number);
+    struct lock_hold *resting = lock_hold_at(shard, number);
 
     lock_index_remove(&shard->names, entry->tag, number);
     if (entry->name_bytes > LOCK_NAME_INLINE) {
         lock_give_name(shard, entry->name.far, entry->name_bytes);
     }
-    lock_pool_give(&shard->entries, sizeof *entry, number);
+    if (resting->owner != 0) {
+        lock_unlink_from_owner(shard, resting);
+    }
+    lock_pool_give(&shard->records, sizeof(struct lock_record), number);
 }
 
-/* What became empty is taken away when the next one does: it may be asked for again at once. */
+/*
+ * What became empty is taken away when the next one does: it may be asked for again at once, and
+ * by then its neighbours in the owner's chain have come from memory.
+ */
 static inline void lock_settle_entry(struct lock_shard *shard, uint32_t number)
 {
     const struct lock_entry *entry = lock_entry_at(shard, number);
+    const struct lock_hold *resting = lock_hold_at(shard, number);
 
-    if (entry->first == 0 && entry->queue == 0 && shard->idle_entry != number) {
-        if (shard->idle_entry != 0) {
-            lock_remove_entry(shard, shard->idle_entry);
+    if (entry->first == 0 && entry->queue == 0 && shard->idle != number) {
+        if (shard->idle != 0) {
+            lock_remove_entry(shard, shard->idle);
         }
-        shard->idle_entry = number;
+        shard->idle = number;
+        if (resting->owner != 0) {
+            lock_prefetch(lock_hold_at(shard, resting->owner_next));
+            lock_prefetch(lock_hold_at(shard, resting->owner_previous));
+        }
     }
 }
 
-/* Room for `count` more holds, besides one for every waiter. */
+/* Room for `count` more holds, of names or not, besides one for every waiter. */
 static inline rh_status lock_reserve_holds(struct lock_shard *shard, size_t count)
 {
     size_t all = shard->waiters.live + count;
 
-    if (lock_pool_reserve(&shard->holds, sizeof(struct lock_hold), all) != RH_OK ||
+    if (lock_pool_reserve(&shard->records, sizeof(struct lock_record), all) != RH_OK ||
         lock_pool_reserve(&shard->holders, sizeof(struct lock_holder), all) != RH_OK ||
         lock_index_reserve(&shard->owners, all) != RH_OK ||
         lock_index_reserve(&shard->crowd, all) != RH_OK) {
@@ -155,24 +259,6 @@ static inline uint32_t lock_find_hold(const struct lock_shard *shard,
     return number;
 }
 
-static inline uint32_t lock_find_holder(const struct lock_shard *shard, uint64_t owner)
-{
-    uint32_t hash = (uint32_t)lock_owner_hash(owner), at = hash, number;
-
-    while ((number = lock_index_next(&shard->owners, hash, &at)) != 0 &&
-           LOCK_POOL_AT(lock_holder, shard->holders, number)->owner != owner) {
-    }
-    return number;
-}
-
-/* The first hold of an owner in the shard. */
-static inline uint32_t lock_first_hold(const struct lock_shard *shard, uint64_t owner)
-{
-    uint32_t holder = lock_find_holder(shard, owner);
-
-    return holder != 0 ? LOCK_POOL_AT(lock_holder, shard->holders, holder)->first : 0;
-}
-
 /* A count that reached its largest value stays there: it has become a lasting "perhaps". */
 static inline void lock_count_presence(rh_lock_table *table, const struct lock_shard *shard,
                                        uint64_t owner, int change)
@@ -185,63 +271,6 @@ static inline void lock_count_presence(rh_lock_table *table, const struct lock_s
     }
     if (lock_owner_tracked(table, owner)) {
         lock_note_presence(table, shard->number, owner, change > 0);
-    }
-}
-
-static inline void lock_link_to_owner(rh_lock_table *table, struct lock_shard *shard,
-                                      uint32_t number)
-{
-    struct lock_hold *hold = lock_hold_at(shard, number);
-    struct lock_holder *holder;
-    uint32_t found = lock_find_holder(shard, hold->owner);
-
-    if (found == 0) {
-        found = lock_pool_take(&shard->holders, sizeof *holder);
-        holder = LOCK_POOL_AT(lock_holder, shard->holders, found);
-        *holder = (struct lock_holder){0, hold->owner};
-        lock_index_add(&shard->owners, (uint32_t)lock_owner_hash(hold->owner), found);
-    }
-    holder = LOCK_POOL_AT(lock_holder, shard->holders, found);
-    hold->party = found;
-    hold->owner_next = holder->first;
-    hold->owner_previous = 0;
-    if (holder->first != 0) {
-        lock_hold_at(shard, holder->first)->owner_previous = number;
-    } else {
-        shard->idle_holder = shard->idle_holder == found ? 0 : shard->idle_holder;
-        lock_count_presence(table, shard, hold->owner, 1);
-    }
-    holder->first = number;
-}
-
-static inline void lock_remove_holder(struct lock_shard *shard, uint32_t number)
-{
-    uint64_t owner = LOCK_POOL_AT(lock_holder, shard->holders, number)->owner;
-
-    lock_index_remove(&shard->owners, (uint32_t)lock_owner_hash(owner), number);
-    lock_pool_give(&shard->holders, sizeof(struct lock_holder), number);
-}
-
-/* What became empty is taken away when the next one does, as with names. */
-static inline void lock_unlink_from_owner(rh_lock_table *table, struct lock_shard *shard,
-                                          const struct lock_hold *hold)
-{
-    struct lock_holder *holder = LOCK_POOL_AT(lock_holder, shard->holders, hold->party);
-
-    if (hold->owner_next != 0) {
-        lock_hold_at(shard, hold->owner_next)->owner_previous = hold->owner_previous;
-    }
-    if (hold->owner_previous != 0) {
-        lock_hold_at(shard, hold->owner_previous)->owner_next = hold->owner_next;
-        return;
-    }
-    holder->first = hold->owner_next;
-    if (holder->first == 0) {
-        if (shard->idle_holder != 0) {
-            lock_remove_holder(shard, shard->idle_holder);
-        }
-        shard->idle_holder = hold->party;
-        lock_count_presence(table, shard, hold->owner, -1);
     }
 }
 
@@ -270,22 +299,35 @@ static inline uint32_t lock_new_hold(rh_lock_table *table, struct lock_shard *sh
                                      uint32_t number, uint64_t owner, unsigned mode)
 {
     struct lock_entry *entry = lock_entry_at(shard, number);
-    uint32_t made = lock_pool_take(&shard->holds, sizeof(struct lock_hold));
-    struct lock_hold *hold = lock_hold_at(shard, made);
+    struct lock_hold *hold = lock_hold_at(shard, number);
+    uint32_t made = number;
 
+    if (hold->count > 0) {
+        made = lock_pool_take(&shard->records, sizeof(struct lock_record));
+        hold = lock_hold_at(shard, made);
+        hold->owner = 0;
+        hold->count = 0;
+    }
+    if (hold->owner != owner) {
+        if (hold->owner != 0) {
+            lock_unlink_from_owner(shard, hold);
+        }
+        lock_link_to_owner(shard, made, owner);
+    }
+    if (LOCK_POOL_AT(lock_holder, shard->holders, hold->party)->held++ == 0) {
+        lock_count_presence(table, shard, owner, 1);
+    }
     hold->entry = number;
     hold->next = 0;
     hold->previous = entry->last;
     hold->waiter = 0;
     hold->mode = (uint8_t)mode;
     hold->indexed = entry->holders >= LOCK_HOLDS_WALKED;
-    hold->owner = owner;
-    hold->count = 0;
     if (entry->last != 0) {
         lock_hold_at(shard, entry->last)->next = made;
     } else {
         entry->first = made;
-        shard->idle_entry = shard->idle_entry == number ? 0 : shard->idle_entry;
+        shard->idle = shard->idle == number ? 0 : shard->idle;
     }
     entry->last = made;
     entry->holders++;
@@ -293,7 +335,6 @@ static inline uint32_t lock_new_hold(rh_lock_table *table, struct lock_shard *sh
     if (hold->indexed) {
         lock_index_add(&shard->crowd, lock_hold_hash(number, owner), made);
     }
-    lock_link_to_owner(table, shard, made);
     return made;
 }
 
@@ -315,7 +356,7 @@ static inline uint64_t lock_add_hold(rh_lock_table *table, struct lock_shard *sh
     return hold->token;
 }
 
-/* An entry left empty is for lock_settle_entry(). */
+/* An entry left empty is for lock_settle_entry(); its hold rests. */
 static inline void lock_remove_hold(rh_lock_table *table, struct lock_shard *shard, uint32_t number)
 {
     struct lock_hold *hold = lock_hold_at(shard, number);
@@ -339,8 +380,16 @@ static inline void lock_remove_hold(rh_lock_table *table, struct lock_shard *sha
     if (hold->waiter != 0) {
         lock_waiter_at(shard, hold->waiter)->hold = 0;
     }
-    lock_unlink_from_owner(table, shard, hold);
-    lock_pool_give(&shard->holds, sizeof *hold, number);
+    hold->count = 0;
+    if (--LOCK_POOL_AT(lock_holder, shard->holders, hold->party)->held == 0) {
+        lock_count_presence(table, shard, hold->owner, -1);
+    }
+    if (number != hold->entry) {
+        lock_unlink_from_owner(shard, hold);
+        lock_pool_give(&shard->records, sizeof(struct lock_record), number);
+    } else if (entry->first != 0 || entry->queue != 0) {
+        lock_unlink_from_owner(shard, hold);
+    }
 }
 
 #endif
