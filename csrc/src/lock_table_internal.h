@@ -219,7 +219,7 @@ static inline uint64_t lock_owner_hash(uint64_t owner)
 
 static inline size_t lock_owner_row(uint64_t owner)
 {
-    return lock_owner_hash(owner) >> 56;
+    return owner * 0x9e3779b97f4a7c15u >> 56;
 }
 
 static inline bool lock_owner_tracked(const rh_lock_table *table, uint64_t owner)
@@ -318,9 +318,5 @@ void unlock_shards(rh_lock_table *table, uint64_t mask);
 
 /* The shards in which the owner may hold something. */
 uint64_t lock_shards_of(const rh_lock_table *table, uint64_t owner);
-
-/* False for what is not a name or not an owner. */
-bool lock_make_key(const rh_lock_table *table, const void *name, size_t name_bytes, uint64_t owner,
-                   struct lock_key *out);
 
 #endif

@@ -2,8 +2,8 @@
 #include "lock_table_shard.h"
 
 /* Grants that follow from a change of the entry's holders or waiters, or takes it away. */
-static void settle(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
-                   rh_lock_grants *grants)
+static inline void settle(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
+                          rh_lock_grants *grants)
 {
     if (lock_entry_at(shard, entry)->queue != 0) {
         lock_serve(table, shard, entry, grants);
@@ -13,7 +13,8 @@ static void settle(rh_lock_table *table, struct lock_shard *shard, uint32_t entr
     lock_trim_shard(shard);
 }
 
-static rh_status reserve_for(const struct lock_shard *shard, uint32_t entry, rh_lock_grants *grants)
+static inline rh_status reserve_for(const struct lock_shard *shard, uint32_t entry,
+                                    rh_lock_grants *grants)
 {
     struct lock_room room = {0, 0};
 
@@ -25,13 +26,13 @@ static rh_status reserve_for(const struct lock_shard *shard, uint32_t entry, rh_
     return lock_reserve_grants(grants, room);
 }
 
-static rh_status release(rh_lock_table *table, struct lock_shard *shard, const struct lock_key *key,
-                         uint64_t owner, rh_lock_grants *grants)
+static inline rh_status release(rh_lock_table *table, struct lock_shard *shard,
+                                const struct lock_key *key, uint64_t owner, rh_lock_grants *grants)
 {
     uint32_t entry = lock_find_entry(shard, key), hold = 0;
 
     if (entry != 0) {
-        hold = lock_find_hold(shard, lock_entry_at(shard, entry), owner);
+        hold = lock_find_hold(shard, entry, owner);
     }
     if (hold == 0) {
         return RH_NOT_OWNED;
@@ -105,7 +106,7 @@ static rh_status downgrade(rh_lock_table *table, struct lock_shard *shard,
     uint32_t entry = lock_find_entry(shard, key), hold = 0;
 
     if (entry != 0) {
-        hold = lock_find_hold(shard, lock_entry_at(shard, entry), owner);
+        hold = lock_find_hold(shard, entry, owner);
     }
     if (hold == 0) {
         return RH_NOT_OWNED;

@@ -8,10 +8,27 @@
 #include <string.h>
 
 #include "lock_table_internal.h"
+#include "xxh3.h"
 
-/* A block for a name too long for its entry; NULL when there is no memory. */
-char *lock_take_name(struct lock_shard *shard, size_t bytes);
-void lock_give_name(struct lock_shard *shard, char *name, size_t bytes);
+/* The hash of a name of more than 16 bytes. */
+uint64_t lock_hash_long(const char *name, size_t name_bytes);
+
+/*
+ * An empty entry, for which a hold was reserved; lock_settle_entry() takes it away again unless
+ * something was put into it.
+ */
+rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key, uint32_t *out);
+void lock_remove_entry(struct lock_shard *shard, uint32_t number);
+
+/* A record for a hold that finds the room beside the name taken. */
+uint32_t lock_take_hold(struct lock_shard *shard);
+
+/* Chains the hold to its owner; one of another owner that rested there is no longer chained. */
+void lock_link_to_owner(struct lock_shard *shard, uint32_t hold, uint64_t owner);
+void lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold);
+
+/* lock_find_hold() by the index, of a name with many holders. */
+uint32_t lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, uint64_t owner);
 
 void lock_clear_shard(struct lock_shard *shard);
 
@@ -53,22 +70,40 @@ static inline uint32_t lock_hold_hash(uint32_t entry, uint64_t owner)
     return (uint32_t)lock_owner_hash(owner + entry * (uint64_t)0x85ebca6b);
 }
 
+/* False for what is not a name or not an owner. */
+static inline bool lock_make_key(const rh_lock_table *table, const void *name, size_t name_bytes,
+                                 uint64_t owner, struct lock_key *out)
+{
+    uint64_t hash;
+
+    if (table == NULL || name == NULL || name_bytes - 1 >= RH_LOCK_NAME_BYTES_MAX ||
+        owner - 1 >= RH_LOCK_OWNER_MAX) {
+        return false;
+    }
+    hash = name_bytes <= 16 ? XXH3_64bits(name, name_bytes) : lock_hash_long(name, name_bytes);
+    *out = (struct lock_key){name, name_bytes, (uint32_t)(hash >> 58), (uint32_t)hash};
+    return true;
+}
+
+static inline uint64_t lock_different(const char *a, const char *b)
+{
+    uint64_t x, y;
+
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return x ^ y;
+}
+
 /* memcmp() without a call for what most names are. */
 static inline bool lock_same_bytes(const char *a, const char *b, size_t bytes)
 {
-    uint64_t x, y, different = 0;
+    size_t middle = bytes > 16 ? 8 : 0, last = bytes - 8;
 
-    if (bytes < 8 || bytes > LOCK_NAME_INLINE) {
+    if (last > LOCK_NAME_INLINE - 8) {
         return memcmp(a, b, bytes) == 0;
     }
-    for (size_t i = 0; i < bytes; i += 8) {
-        size_t at = i + 8 <= bytes ? i : bytes - 8;
-
-        memcpy(&x, a + at, 8);
-        memcpy(&y, b + at, 8);
-        different |= x ^ y;
-    }
-    return different == 0;
+    return (lock_different(a, b) | lock_different(a + middle, b + middle) |
+            lock_different(a + last, b + last)) == 0;
 }
 
 static inline uint32_t lock_find_entry(const struct lock_shard *shard, const struct lock_key *key)
@@ -111,94 +146,6 @@ static inline uint32_t lock_first_hold(const struct lock_shard *shard, uint64_t 
     return hold;
 }
 
-static inline void lock_link_to_owner(struct lock_shard *shard, uint32_t number, uint64_t owner)
-{
-    struct lock_hold *hold = lock_hold_at(shard, number);
-    struct lock_holder *holder;
-    uint32_t found = lock_find_holder(shard, owner);
-
-    if (found == 0) {
-        found = lock_pool_take(&shard->holders, sizeof *holder);
-        *LOCK_POOL_AT(lock_holder, shard->holders, found) = (struct lock_holder){.owner = owner};
-        lock_index_add(&shard->owners, (uint32_t)lock_owner_hash(owner), found);
-    }
-    holder = LOCK_POOL_AT(lock_holder, shard->holders, found);
-    hold->owner = owner;
-    hold->party = found;
-    hold->owner_next = holder->first;
-    hold->owner_previous = 0;
-    if (holder->first != 0) {
-        lock_hold_at(shard, holder->first)->owner_previous = number;
-    }
-    holder->first = number;
-}
-
-static inline void lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold)
-{
-    struct lock_holder *holder = LOCK_POOL_AT(lock_holder, shard->holders, hold->party);
-
-    if (hold->owner_next != 0) {
-        lock_hold_at(shard, hold->owner_next)->owner_previous = hold->owner_previous;
-    }
-    if (hold->owner_previous != 0) {
-        lock_hold_at(shard, hold->owner_previous)->owner_next = hold->owner_next;
-    } else {
-        holder->first = hold->owner_next;
-    }
-    if (holder->first == 0) {
-        lock_index_remove(&shard->owners, (uint32_t)lock_owner_hash(hold->owner), hold->party);
-        lock_pool_give(&shard->holders, sizeof *holder, hold->party);
-    }
-    hold->owner = 0;
-}
-
-/*
- * An empty entry, for which a hold was reserved; lock_settle_entry() takes it away again unless
- * something was put into it.
- */
-static inline rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key,
-                                        uint32_t *out)
-{
-    struct lock_entry *entry;
-    char *far = NULL;
-
-    if (lock_index_reserve(&shard->names, 1) != RH_OK) {
-        return RH_NO_MEMORY;
-    }
-    if (key->bytes > LOCK_NAME_INLINE) {
-        far = lock_take_name(shard, key->bytes);
-        if (far == NULL) {
-            return RH_NO_MEMORY;
-        }
-    }
-    *out = lock_pool_take(&shard->records, sizeof(struct lock_record));
-    lock_hold_at(shard, *out)->owner = 0;
-    lock_hold_at(shard, *out)->count = 0;
-    entry = lock_entry_at(shard, *out);
-    *entry = (struct lock_entry){.tag = key->tag, .name_bytes = (uint16_t)key->bytes};
-    if (far) {
-        entry->name.far = far;
-    }
-    memcpy(far ? far : entry->name.near, key->name, key->bytes);
-    lock_index_add(&shard->names, key->tag, *out);
-    return RH_OK;
-}
-
-static inline void lock_remove_entry(struct lock_shard *shard, uint32_t number)
-{
-    struct lock_entry *entry = lock_entry_at(shard, number);
-    struct lock_hold *resting = lock_hold_at(shard, number);
-
-    lock_index_remove(&shard->names, entry->tag, number);
-    if (entry->name_bytes > LOCK_NAME_INLINE) {
-        lock_give_name(shard, entry->name.far, entry->name_bytes);
-    }
-    if (resting->owner != 0) {
-        lock_unlink_from_owner(shard, resting);
-    }
-    lock_pool_give(&shard->records, sizeof(struct lock_record), number);
-}
-
 /*
  * What became empty is taken away when the next one does: it may be asked for again at once, and
  * by then its neighbours in the owner's chain have come from memory.
@@ -234,10 +181,10 @@ static inline rh_status lock_reserve_holds(struct lock_shard *shard, size_t coun
     return RH_OK;
 }
 
-static inline uint32_t lock_find_hold(const struct lock_shard *shard,
-                                      const struct lock_entry *entry, uint64_t owner)
+static inline uint32_t lock_find_hold(const struct lock_shard *shard, uint32_t entry,
+                                      uint64_t owner)
 {
-    uint32_t number = entry->first, hash, at;
+    uint32_t number = lock_entry_at(shard, entry)->first;
 
     for (int i = 0; i < LOCK_HOLDS_WALKED; i++) {
         if (number == 0 || lock_hold_at(shard, number)->owner == owner) {
@@ -245,18 +192,7 @@ static inline uint32_t lock_find_hold(const struct lock_shard *shard,
         }
         number = lock_hold_at(shard, number)->next;
     }
-    if (number == 0) {
-        return 0;
-    }
-    at = hash = lock_hold_hash(lock_hold_at(shard, number)->entry, owner);
-    while ((number = lock_index_next(&shard->crowd, hash, &at)) != 0) {
-        const struct lock_hold *hold = lock_hold_at(shard, number);
-
-        if (hold->owner == owner && lock_entry_at(shard, hold->entry) == entry) {
-            break;
-        }
-    }
-    return number;
+    return number != 0 ? lock_find_in_crowd(shard, entry, owner) : 0;
 }
 
 /* A count that reached its largest value stays there: it has become a lasting "perhaps". */
@@ -303,15 +239,10 @@ static inline uint32_t lock_new_hold(rh_lock_table *table, struct lock_shard *sh
     uint32_t made = number;
 
     if (hold->count > 0) {
-        made = lock_pool_take(&shard->records, sizeof(struct lock_record));
+        made = lock_take_hold(shard);
         hold = lock_hold_at(shard, made);
-        hold->owner = 0;
-        hold->count = 0;
     }
     if (hold->owner != owner) {
-        if (hold->owner != 0) {
-            lock_unlink_from_owner(shard, hold);
-        }
         lock_link_to_owner(shard, made, owner);
     }
     if (LOCK_POOL_AT(lock_holder, shard->holders, hold->party)->held++ == 0) {
