@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "lock_table_shard.h"
-#include "xxh3.h"
 
 static void free_table(rh_lock_table *table, size_t shards, size_t stripes)
 {
@@ -115,20 +114,6 @@ uint64_t lock_shards_of(const rh_lock_table *table, uint64_t owner)
     return mask;
 }
 
-bool lock_make_key(const rh_lock_table *table, const void *name, size_t name_bytes, uint64_t owner,
-                   struct lock_key *out)
-{
-    uint64_t hash;
-
-    if (table == NULL || name == NULL || name_bytes - 1 >= RH_LOCK_NAME_BYTES_MAX ||
-        owner - 1 >= RH_LOCK_OWNER_MAX) {
-        return false;
-    }
-    hash = XXH3_64bits(name, name_bytes);
-    *out = (struct lock_key){name, name_bytes, (uint32_t)(hash >> 58), (uint32_t)hash};
-    return true;
-}
-
 rh_status rh_lock_table_size(rh_lock_table *table, size_t *out)
 {
     size_t size = 0;
@@ -138,7 +123,7 @@ rh_status rh_lock_table_size(rh_lock_table *table, size_t *out)
     }
     lock_shards(table, LOCK_SHARDS_ALL);
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
-        size += table->shards[i].entries.live - (table->shards[i].idle_entry != 0);
+        size += lock_count_names(&table->shards[i]);
     }
     unlock_shards(table, LOCK_SHARDS_ALL);
     *out = size;
@@ -159,7 +144,7 @@ rh_status rh_lock_get_mode(rh_lock_table *table, const void *name, size_t name_b
     lock_mutex_lock(&shard->mutex);
     entry = lock_find_entry(shard, &key);
     if (entry != 0) {
-        hold = lock_find_hold(shard, lock_entry_at(shard, entry), owner);
+        hold = lock_find_hold(shard, entry, owner);
     }
     *out = hold != 0 ? (rh_lock_mode)lock_hold_at(shard, hold)->mode : RH_LOCK_NONE;
     lock_mutex_unlock(&shard->mutex);

@@ -14,13 +14,13 @@ static bool is_mode(rh_lock_mode mode)
     return (unsigned)mode - 1 < RH_LOCK_EXCLUSIVE;
 }
 
-static struct ask look_up(const struct lock_shard *shard, const struct lock_key *key,
-                          uint64_t owner, rh_lock_mode mode)
+static inline struct ask look_up(const struct lock_shard *shard, const struct lock_key *key,
+                                 uint64_t owner, rh_lock_mode mode)
 {
     struct ask ask = {owner, lock_find_entry(shard, key), 0, mode};
 
     if (ask.entry != 0) {
-        ask.hold = lock_find_hold(shard, lock_entry_at(shard, ask.entry), owner);
+        ask.hold = lock_find_hold(shard, ask.entry, owner);
     }
     if (ask.hold != 0) {
         ask.mode = lock_covering[lock_hold_at(shard, ask.hold)->mode][mode];
@@ -28,30 +28,44 @@ static struct ask look_up(const struct lock_shard *shard, const struct lock_key 
     return ask;
 }
 
-static bool is_covered(const struct lock_shard *shard, const struct ask *ask)
+static inline bool is_covered(const struct lock_shard *shard, const struct ask *ask)
 {
     return ask->hold != 0 && lock_hold_at(shard, ask->hold)->mode == ask->mode;
 }
 
-static bool can_take(rh_lock_table *table, const struct lock_shard *shard, const struct ask *ask)
+static inline bool can_take(rh_lock_table *table, const struct lock_shard *shard,
+                            const struct ask *ask)
 {
-    return ask->entry == 0 || is_covered(shard, ask) ||
-           lock_can_grant(table, shard, ask->entry,
-                          ask->hold != 0 ? lock_hold_at(shard, ask->hold) : NULL, ask->owner,
-                          ask->mode);
+    const struct lock_hold *hold = NULL;
+    const struct lock_entry *entry;
+
+    if (ask->entry == 0 || is_covered(shard, ask)) {
+        return true;
+    }
+    if (ask->hold != 0) {
+        hold = lock_hold_at(shard, ask->hold);
+    }
+    entry = lock_entry_at(shard, ask->entry);
+    return !(lock_excluded[ask->mode] & lock_held_by_others(entry, hold)) &&
+           (entry->queue == 0 ||
+            lock_can_pass(table, shard, ask->entry, hold, ask->owner, ask->mode));
 }
 
-/* Everything that take() needs, `count` times. */
-static rh_status prepare(struct lock_shard *shard, const struct lock_key *key, struct ask *ask,
-                         size_t count)
+/* Everything that take() needs, `count` times. A hold that there is, or rests, needs nothing. */
+static inline rh_status prepare(struct lock_shard *shard, const struct lock_key *key,
+                                struct ask *ask, size_t count)
 {
+    if (ask->hold != 0 ||
+        (ask->entry != 0 && lock_hold_at(shard, ask->entry)->owner == ask->owner)) {
+        return RH_OK;
+    }
     if (lock_reserve_holds(shard, count) != RH_OK) {
         return RH_NO_MEMORY;
     }
     return ask->entry != 0 ? RH_OK : lock_make_entry(shard, key, &ask->entry);
 }
 
-static uint64_t take(rh_lock_table *table, struct lock_shard *shard, const struct ask *ask)
+static inline uint64_t take(rh_lock_table *table, struct lock_shard *shard, const struct ask *ask)
 {
     if (is_covered(shard, ask)) {
         struct lock_hold *hold = lock_hold_at(shard, ask->hold);
@@ -62,8 +76,8 @@ static uint64_t take(rh_lock_table *table, struct lock_shard *shard, const struc
     return lock_add_hold(table, shard, ask->entry, ask->hold, ask->owner, ask->mode);
 }
 
-static rh_status acquire(rh_lock_table *table, struct lock_shard *shard, const struct lock_key *key,
-                         struct ask *ask, uint64_t *token)
+static inline rh_status acquire(rh_lock_table *table, struct lock_shard *shard,
+                                const struct lock_key *key, struct ask *ask, uint64_t *token)
 {
     rh_status status;
 

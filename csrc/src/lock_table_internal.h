@@ -33,7 +33,7 @@
 #define LOCK_ROWS 256
 #define LOCK_NAME_INLINE 24
 
-/* Pools up to this size stay when their shard or stripe falls empty. */
+/* Pools up to this size always stay when their shard or stripe falls empty. */
 #define LOCK_CAPACITY_KEPT 512
 
 /* More holders than this of one name, and the later ones are found by an index. */
@@ -42,7 +42,7 @@
 #define LOCK_BIT(mode) (1u << (mode))
 
 struct lock_entry {
-    uint32_t tag;
+    alignas(64) uint32_t tag;
     uint16_t name_bytes;
     uint8_t held;       /* the modes held, a bit each */
     uint32_t shared[3]; /* how many hold it in IS, IX and S, which go together with themselves */
@@ -71,9 +71,22 @@ struct lock_hold {
     uint64_t count;
 };
 
-/* An owner that holds something in the shard. */
+/*
+ * A name with room for one hold, so that a name with one holder is in one place, or no name and
+ * one more hold of another record's. An entry and its hold have the same number.
+ *
+ * The room in a named record is taken (count > 0), vacant (owner 0), or the hold in it rests:
+ * given up, but still chained to its owner, as long as its entry is the shard's idle one.
+ */
+struct lock_record {
+    struct lock_entry entry;
+    struct lock_hold hold;
+};
+
+/* An owner with holds in the shard. */
 struct lock_holder {
     uint32_t first; /* of its holds */
+    uint32_t held;  /* how many there are besides resting ones */
     uint64_t owner;
 };
 
@@ -119,16 +132,14 @@ struct lock_name_pool {
 struct lock_shard {
     alignas(64) struct lock_mutex mutex;
     uint32_t number;
-    uint32_t touched;     /* queues that dropped owners were in */
-    uint32_t idle_entry;  /* one that nobody holds or awaits, ... */
-    uint32_t idle_holder; /* ... and one that holds nothing, or 0: left in place for reuse */
+    uint32_t touched; /* queues that dropped owners were in */
+    uint32_t idle;    /* entry that nobody holds or awaits, left in place for reuse, or 0 */
     struct lock_index names;
-    struct lock_pool entries;
-    struct lock_pool holds;
+    struct lock_pool records;
+    struct lock_pool waiters;
     struct lock_pool holders;
     struct lock_index owners;
     struct lock_index crowd; /* holds of names with many holders */
-    struct lock_pool waiters;
     struct lock_pool queues;
     struct lock_name_pool far[LOCK_NAME_SIZES];
 };
@@ -175,12 +186,12 @@ extern const uint8_t lock_covering[RH_LOCK_EXCLUSIVE + 1][RH_LOCK_EXCLUSIVE + 1]
 
 static inline struct lock_entry *lock_entry_at(const struct lock_shard *shard, uint32_t number)
 {
-    return LOCK_POOL_AT(lock_entry, shard->entries, number);
+    return &LOCK_POOL_AT(lock_record, shard->records, number)->entry;
 }
 
 static inline struct lock_hold *lock_hold_at(const struct lock_shard *shard, uint32_t number)
 {
-    return LOCK_POOL_AT(lock_hold, shard->holds, number);
+    return &LOCK_POOL_AT(lock_record, shard->records, number)->hold;
 }
 
 static inline struct lock_waiter *lock_waiter_at(const struct lock_shard *shard, uint32_t number)
@@ -208,7 +219,7 @@ static inline uint64_t lock_owner_hash(uint64_t owner)
 
 static inline size_t lock_owner_row(uint64_t owner)
 {
-    return lock_owner_hash(owner) >> 56;
+    return owner * 0x9e3779b97f4a7c15u >> 56;
 }
 
 static inline bool lock_owner_tracked(const rh_lock_table *table, uint64_t owner)
@@ -228,9 +239,9 @@ static inline unsigned lock_held_by_others(const struct lock_entry *entry,
 
 /* lock_table_queue.c: waiters and grants. The shard's mutex is held. */
 
-/* Whether `mode` can be had now, `hold` (NULL: none) being what the owner has. */
-bool lock_can_grant(rh_lock_table *table, const struct lock_shard *shard, uint32_t entry,
-                    const struct lock_hold *hold, uint64_t owner, unsigned mode);
+/* Whether `mode` can be had past the waiters, `hold` (NULL: none) being what the owner has. */
+bool lock_can_pass(rh_lock_table *table, const struct lock_shard *shard, uint32_t entry,
+                   const struct lock_hold *hold, uint64_t owner, unsigned mode);
 
 /* Queues; RH_INVALID_ARGUMENT when the owner is waiting already. */
 rh_status lock_add_waiter(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
@@ -307,9 +318,5 @@ void unlock_shards(rh_lock_table *table, uint64_t mask);
 
 /* The shards in which the owner may hold something. */
 uint64_t lock_shards_of(const rh_lock_table *table, uint64_t owner);
-
-/* False for what is not a name or not an owner. */
-bool lock_make_key(const rh_lock_table *table, const void *name, size_t name_bytes, uint64_t owner,
-                   struct lock_key *out);
 
 #endif

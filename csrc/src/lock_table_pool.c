@@ -4,14 +4,16 @@
 
 #include "lock_table_pool.h"
 
-#define POOL_CAPACITY_MIN 16 /* times any record is a multiple of 64 bytes */
+#define POOL_CAPACITY_MIN 16
+#define ALIGNMENT 64 /* so that a record of as many bytes is one cache miss and not two */
 #define INDEX_SLOTS_MIN 16
 #define CAPACITY_MAX ((size_t)1 << 31)
 
 rh_status lock_pool_grow(struct lock_pool *pool, size_t item_bytes, size_t count)
 {
     size_t capacity = pool->capacity > 0 ? pool->capacity : POOL_CAPACITY_MIN;
-    void *items;
+    uint32_t offset;
+    char *block;
 
     if (count >= CAPACITY_MAX) {
         return RH_NO_MEMORY;
@@ -19,28 +21,30 @@ rh_status lock_pool_grow(struct lock_pool *pool, size_t item_bytes, size_t count
     while (capacity <= pool->live + count) {
         capacity *= 2;
     }
-    if (capacity > CAPACITY_MAX || capacity > SIZE_MAX / item_bytes) {
+    if (capacity > CAPACITY_MAX || capacity > SIZE_MAX / item_bytes - ALIGNMENT) {
         return RH_NO_MEMORY;
     }
-    /* Aligned, so that a record of 64 bytes is one cache miss and not two. */
-    items = aligned_alloc(64, capacity * item_bytes);
-    if (items == NULL) {
+    /* realloc() moves large blocks by their pages, without a copy. */
+    block =
+        realloc(pool->items ? pool->items - pool->offset : NULL, capacity * item_bytes + ALIGNMENT);
+    if (block == NULL) {
         return RH_NO_MEMORY;
     }
-    if (pool->items) {
-        memcpy(items, pool->items, pool->used * item_bytes);
-        free(pool->items);
-    } else {
+    offset = ALIGNMENT - (uint32_t)((uintptr_t)block % ALIGNMENT);
+    if (pool->items == NULL) {
         pool->used = 1;
+    } else if (offset != pool->offset) {
+        memmove(block + offset, block + pool->offset, pool->used * item_bytes);
     }
-    pool->items = items;
+    pool->items = block + offset;
+    pool->offset = offset;
     pool->capacity = (uint32_t)capacity;
     return RH_OK;
 }
 
 void lock_pool_clear(struct lock_pool *pool)
 {
-    free(pool->items);
+    free(pool->items ? pool->items - pool->offset : NULL);
     *pool = (struct lock_pool){0};
 }
 

@@ -16,14 +16,15 @@
  * Free ones are chained through their first four bytes.
  */
 struct lock_pool {
-    void *items;
+    char *items;       /* at a multiple of 64, */
+    uint32_t offset;   /* this far into the memory allocated */
     uint32_t capacity; /* numbers there is room for, 0 included */
     uint32_t used;     /* numbers below this one were given out before */
     uint32_t free;     /* the first one to give out again */
     uint32_t live;
 };
 
-#define LOCK_POOL_AT(type, pool, number) ((struct type *)(pool).items + (number))
+#define LOCK_POOL_AT(type, pool, number) ((struct type *)(void *)(pool).items + (number))
 
 rh_status lock_pool_grow(struct lock_pool *pool, size_t item_bytes, size_t count);
 void lock_pool_clear(struct lock_pool *pool);
@@ -45,15 +46,22 @@ static inline uint32_t lock_pool_take(struct lock_pool *pool, size_t item_bytes)
     if (number == 0) {
         return pool->used++;
     }
-    pool->free = *(uint32_t *)((char *)pool->items + number * item_bytes);
+    pool->free = *(uint32_t *)(void *)(pool->items + number * item_bytes);
     return number;
 }
 
 static inline void lock_pool_give(struct lock_pool *pool, size_t item_bytes, uint32_t number)
 {
-    *(uint32_t *)((char *)pool->items + number * item_bytes) = pool->free;
+    *(uint32_t *)(void *)(pool->items + number * item_bytes) = pool->free;
     pool->free = number;
     pool->live--;
+}
+
+/* Of a pool without live records: they are given out in order again, from the first one. */
+static inline void lock_pool_reset(struct lock_pool *pool)
+{
+    pool->used = pool->used > 0;
+    pool->free = 0;
 }
 
 /*

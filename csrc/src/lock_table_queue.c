@@ -24,34 +24,26 @@ static bool waits_here(rh_lock_table *table, const struct lock_shard *shard, uin
  * seems to hold nothing, while that owner is here, in another thread: both add to the counter of
  * waits, so that the one who comes later sees what the other one did before.
  */
-static bool may_pass(rh_lock_table *table, uint64_t owner)
+static bool may_upgrade(rh_lock_table *table, uint64_t owner)
 {
     (void)atomic_fetch_add(&table->waiting, 0);
     return !lock_owner_tracked(table, owner) || lock_find_wait(table, owner).waiter == 0;
 }
 
-bool lock_can_grant(rh_lock_table *table, const struct lock_shard *shard, uint32_t number,
-                    const struct lock_hold *hold, uint64_t owner, unsigned mode)
+bool lock_can_pass(rh_lock_table *table, const struct lock_shard *shard, uint32_t entry,
+                   const struct lock_hold *hold, uint64_t owner, unsigned mode)
 {
-    const struct lock_entry *entry = lock_entry_at(shard, number);
-    const struct lock_queue *queue;
+    const struct lock_queue *queue = lock_queue_at(shard, lock_entry_at(shard, entry)->queue);
 
-    if (lock_excluded[mode] & lock_held_by_others(entry, hold)) {
-        return false;
-    }
-    if (entry->queue == 0) {
-        return true;
-    }
-    queue = lock_queue_at(shard, entry->queue);
     if (lock_excluded[mode] & queue->modes[LOCK_UPGRADE]) {
         return false;
     }
     if (hold) {
         return hold->waiter == 0 &&
-               (!(lock_excluded[mode] & queue->modes[LOCK_NORMAL]) || may_pass(table, owner));
+               (!(lock_excluded[mode] & queue->modes[LOCK_NORMAL]) || may_upgrade(table, owner));
     }
     return !(lock_excluded[mode] & queue->modes[LOCK_NORMAL]) &&
-           !waits_here(table, shard, number, owner);
+           !waits_here(table, shard, entry, owner);
 }
 
 static void count_waiter(struct lock_queue *queue, const struct lock_waiter *waiter, int change)

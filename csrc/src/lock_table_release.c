@@ -2,8 +2,8 @@
 #include "lock_table_shard.h"
 
 /* Grants that follow from a change of the entry's holders or waiters, or takes it away. */
-static void settle(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
-                   rh_lock_grants *grants)
+static inline void settle(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
+                          rh_lock_grants *grants)
 {
     if (lock_entry_at(shard, entry)->queue != 0) {
         lock_serve(table, shard, entry, grants);
@@ -13,7 +13,8 @@ static void settle(rh_lock_table *table, struct lock_shard *shard, uint32_t entr
     lock_trim_shard(shard);
 }
 
-static rh_status reserve_for(const struct lock_shard *shard, uint32_t entry, rh_lock_grants *grants)
+static inline rh_status reserve_for(const struct lock_shard *shard, uint32_t entry,
+                                    rh_lock_grants *grants)
 {
     struct lock_room room = {0, 0};
 
@@ -25,13 +26,13 @@ static rh_status reserve_for(const struct lock_shard *shard, uint32_t entry, rh_
     return lock_reserve_grants(grants, room);
 }
 
-static rh_status release(rh_lock_table *table, struct lock_shard *shard, const struct lock_key *key,
-                         uint64_t owner, rh_lock_grants *grants)
+static inline rh_status release(rh_lock_table *table, struct lock_shard *shard,
+                                const struct lock_key *key, uint64_t owner, rh_lock_grants *grants)
 {
     uint32_t entry = lock_find_entry(shard, key), hold = 0;
 
     if (entry != 0) {
-        hold = lock_find_hold(shard, lock_entry_at(shard, entry), owner);
+        hold = lock_find_hold(shard, entry, owner);
     }
     if (hold == 0) {
         return RH_NOT_OWNED;
@@ -105,7 +106,7 @@ static rh_status downgrade(rh_lock_table *table, struct lock_shard *shard,
     uint32_t entry = lock_find_entry(shard, key), hold = 0;
 
     if (entry != 0) {
-        hold = lock_find_hold(shard, lock_entry_at(shard, entry), owner);
+        hold = lock_find_hold(shard, entry, owner);
     }
     if (hold == 0) {
         return RH_NOT_OWNED;
@@ -159,11 +160,14 @@ void lock_count_owner(const rh_lock_table *table, uint64_t owner, uint64_t shard
 static void touch(struct lock_shard *shard, uint32_t entry)
 {
     uint32_t number = lock_entry_at(shard, entry)->queue;
-    struct lock_queue *queue = lock_queue_at(shard, number);
+    struct lock_queue *queue;
 
     if (number == 0) {
         lock_settle_entry(shard, entry);
-    } else if (!queue->touched) {
+        return;
+    }
+    queue = lock_queue_at(shard, number);
+    if (!queue->touched) {
         queue->touched = true;
         queue->next_touched = shard->touched;
         shard->touched = number;
@@ -174,15 +178,13 @@ static void drop_owner(rh_lock_table *table, uint64_t owner, uint64_t shards, st
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         struct lock_shard *shard = &table->shards[i];
-        uint32_t hold = shards >> i & 1 ? lock_first_hold(shard, owner) : 0;
+        uint32_t hold;
 
-        while (hold != 0) {
+        while (shards >> i & 1 && (hold = lock_first_hold(shard, owner)) != 0) {
             uint32_t entry = lock_hold_at(shard, hold)->entry;
-            uint32_t next = lock_hold_at(shard, hold)->owner_next;
 
             lock_remove_hold(table, shard, hold);
             touch(shard, entry);
-            hold = next;
         }
     }
     if (wait.waiter != 0) {

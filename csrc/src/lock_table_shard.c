@@ -23,6 +23,11 @@ const uint8_t lock_covering[RH_LOCK_EXCLUSIVE + 1][RH_LOCK_EXCLUSIVE + 1] = {
     {0, 1, 2, 3, 4, 5, 6}, {1, 1, 2, 3, 4, 5, 6}, {2, 2, 2, 5, 5, 5, 6}, {3, 3, 5, 3, 4, 5, 6},
     {4, 4, 5, 4, 4, 5, 6}, {5, 5, 5, 5, 5, 5, 6}, {6, 6, 6, 6, 6, 6, 6}};
 
+uint64_t lock_hash_long(const char *name, size_t name_bytes)
+{
+    return XXH3_64bits(name, name_bytes);
+}
+
 static unsigned name_size(size_t bytes)
 {
     unsigned size = 0;
@@ -33,7 +38,8 @@ static unsigned name_size(size_t bytes)
     return size;
 }
 
-char *lock_take_name(struct lock_shard *shard, size_t bytes)
+/* A block for a name too long for its entry; NULL when there is no memory. */
+static char *take_name(struct lock_shard *shard, size_t bytes)
 {
     unsigned size = name_size(bytes);
     struct lock_name_pool *pool = &shard->far[size];
@@ -47,7 +53,7 @@ char *lock_take_name(struct lock_shard *shard, size_t bytes)
     return name;
 }
 
-void lock_give_name(struct lock_shard *shard, char *name, size_t bytes)
+static void give_name(struct lock_shard *shard, char *name, size_t bytes)
 {
     unsigned size = name_size(bytes);
     struct lock_name_pool *pool = &shard->far[size];
@@ -59,6 +65,115 @@ void lock_give_name(struct lock_shard *shard, char *name, size_t bytes)
     memcpy(name, &pool->free, sizeof pool->free);
     pool->free = name;
     pool->count++;
+}
+
+uint32_t lock_take_hold(struct lock_shard *shard)
+{
+    uint32_t number = lock_pool_take(&shard->records, sizeof(struct lock_record));
+    struct lock_hold *hold = lock_hold_at(shard, number);
+
+    hold->owner = 0;
+    hold->count = 0;
+    return number;
+}
+
+rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key, uint32_t *out)
+{
+    struct lock_entry *entry;
+    char *far = NULL;
+
+    if (lock_index_reserve(&shard->names, 1) != RH_OK) {
+        return RH_NO_MEMORY;
+    }
+    if (key->bytes > LOCK_NAME_INLINE) {
+        far = take_name(shard, key->bytes);
+        if (far == NULL) {
+            return RH_NO_MEMORY;
+        }
+    }
+    *out = lock_take_hold(shard);
+    entry = lock_entry_at(shard, *out);
+    *entry = (struct lock_entry){.tag = key->tag, .name_bytes = (uint16_t)key->bytes};
+    if (far) {
+        entry->name.far = far;
+    }
+    memcpy(far ? far : entry->name.near, key->name, key->bytes);
+    lock_index_add(&shard->names, key->tag, *out);
+    return RH_OK;
+}
+
+void lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold)
+{
+    struct lock_holder *holder = LOCK_POOL_AT(lock_holder, shard->holders, hold->party);
+
+    if (hold->owner_next != 0) {
+        lock_hold_at(shard, hold->owner_next)->owner_previous = hold->owner_previous;
+    }
+    if (hold->owner_previous != 0) {
+        lock_hold_at(shard, hold->owner_previous)->owner_next = hold->owner_next;
+    } else {
+        holder->first = hold->owner_next;
+    }
+    if (holder->first == 0) {
+        lock_index_remove(&shard->owners, (uint32_t)lock_owner_hash(hold->owner), hold->party);
+        lock_pool_give(&shard->holders, sizeof *holder, hold->party);
+    }
+    hold->owner = 0;
+}
+
+void lock_link_to_owner(struct lock_shard *shard, uint32_t number, uint64_t owner)
+{
+    struct lock_hold *hold = lock_hold_at(shard, number);
+    struct lock_holder *holder;
+    uint32_t found;
+
+    if (hold->owner != 0) {
+        lock_unlink_from_owner(shard, hold);
+    }
+    found = lock_find_holder(shard, owner);
+    if (found == 0) {
+        found = lock_pool_take(&shard->holders, sizeof *holder);
+        *LOCK_POOL_AT(lock_holder, shard->holders, found) = (struct lock_holder){.owner = owner};
+        lock_index_add(&shard->owners, (uint32_t)lock_owner_hash(owner), found);
+    }
+    holder = LOCK_POOL_AT(lock_holder, shard->holders, found);
+    hold->owner = owner;
+    hold->party = found;
+    hold->owner_next = holder->first;
+    hold->owner_previous = 0;
+    if (holder->first != 0) {
+        lock_hold_at(shard, holder->first)->owner_previous = number;
+    }
+    holder->first = number;
+}
+
+void lock_remove_entry(struct lock_shard *shard, uint32_t number)
+{
+    struct lock_entry *entry = lock_entry_at(shard, number);
+    struct lock_hold *resting = lock_hold_at(shard, number);
+
+    lock_index_remove(&shard->names, entry->tag, number);
+    if (entry->name_bytes > LOCK_NAME_INLINE) {
+        give_name(shard, entry->name.far, entry->name_bytes);
+    }
+    if (resting->owner != 0) {
+        lock_unlink_from_owner(shard, resting);
+    }
+    lock_pool_give(&shard->records, sizeof(struct lock_record), number);
+}
+
+uint32_t lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, uint64_t owner)
+{
+    uint32_t hash = lock_hold_hash(entry, owner), at = hash, number;
+
+    while ((number = lock_index_next(&shard->crowd, hash, &at)) != 0) {
+        const struct lock_hold *hold = lock_hold_at(shard, number);
+
+        if (hold->owner == owner && hold->entry == entry) {
+            break;
+        }
+    }
+    return number;
 }
 
 void lock_clear_shard(struct lock_shard *shard)
@@ -81,14 +196,26 @@ void lock_clear_shard(struct lock_shard *shard)
         }
         pool->count = 0;
     }
-    shard->idle_entry = 0;
-    shard->idle_holder = 0;
+    shard->idle = 0;
     lock_index_clear(&shard->names);
     lock_index_clear(&shard->owners);
     lock_index_clear(&shard->crowd);
-    lock_pool_clear(&shard->entries);
-    lock_pool_clear(&shard->holds);
+    lock_pool_clear(&shard->records);
     lock_pool_clear(&shard->holders);
     lock_pool_clear(&shard->waiters);
     lock_pool_clear(&shard->queues);
+}
+
+void lock_rest_shard(struct lock_shard *shard)
+{
+    if (shard->records.used <= LOCK_CAPACITY_KEPT && shard->waiters.used <= LOCK_CAPACITY_KEPT) {
+        lock_clear_shard(shard);
+        return;
+    }
+    if (shard->idle != 0) {
+        lock_remove_entry(shard, shard->idle);
+        shard->idle = 0;
+    }
+    lock_pool_reset(&shard->records);
+    lock_pool_reset(&shard->waiters);
 }

@@ -8,22 +8,61 @@
 #include <string.h>
 
 #include "lock_table_internal.h"
+#include "xxh3.h"
 
-/* A block for a name too long for its entry; NULL when there is no memory. */
-char *lock_take_name(struct lock_shard *shard, size_t bytes);
-void lock_give_name(struct lock_shard *shard, char *name, size_t bytes);
+/* The hash of a name of more than 16 bytes. */
+uint64_t lock_hash_long(const char *name, size_t name_bytes);
+
+/*
+ * An empty entry, for which a hold was reserved; lock_settle_entry() takes it away again unless
+ * something was put into it.
+ */
+rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key, uint32_t *out);
+void lock_remove_entry(struct lock_shard *shard, uint32_t number);
+
+/* A record for a hold that finds the room beside the name taken. */
+uint32_t lock_take_hold(struct lock_shard *shard);
+
+/* Chains the hold to its owner; one of another owner that rested there is no longer chained. */
+void lock_link_to_owner(struct lock_shard *shard, uint32_t hold, uint64_t owner);
+void lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold);
+
+/* lock_find_hold() by the index, of a name with many holders. */
+uint32_t lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, uint64_t owner);
 
 void lock_clear_shard(struct lock_shard *shard);
 
-/* Gives back memory, if nothing is left in the shard. What was reserved is no longer. */
+/* Of a shard that fell empty and is larger than what always stays. */
+void lock_rest_shard(struct lock_shard *shard);
+
+/* How many are held or awaited. */
+static inline size_t lock_count_names(const struct lock_shard *shard)
+{
+    return shard->names.count - (shard->idle != 0);
+}
+
+/*
+ * Gives back memory, if nothing is left in the shard and there was little since the last time
+ * that nothing was left: what comes again and again finds its memory in place. What was reserved
+ * is no longer.
+ */
 static inline void lock_trim_shard(struct lock_shard *shard)
 {
-    if (shard->entries.live == (shard->idle_entry != 0) &&
-        (shard->entries.capacity > LOCK_CAPACITY_KEPT ||
-         shard->holds.capacity > LOCK_CAPACITY_KEPT ||
-         shard->waiters.capacity > LOCK_CAPACITY_KEPT)) {
-        lock_clear_shard(shard);
+    if ((shard->records.capacity > LOCK_CAPACITY_KEPT ||
+         shard->waiters.capacity > LOCK_CAPACITY_KEPT) &&
+        lock_count_names(shard) == 0) {
+        lock_rest_shard(shard);
     }
+}
+
+/* Begins to fetch what will be needed soon: the table is larger than caches are. */
+static inline void lock_prefetch(const void *address)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(address, 1);
+#else
+    (void)address;
+#endif
 }
 
 static inline uint32_t lock_hold_hash(uint32_t entry, uint64_t owner)
@@ -31,22 +70,40 @@ static inline uint32_t lock_hold_hash(uint32_t entry, uint64_t owner)
     return (uint32_t)lock_owner_hash(owner + entry * (uint64_t)0x85ebca6b);
 }
 
+/* False for what is not a name or not an owner. */
+static inline bool lock_make_key(const rh_lock_table *table, const void *name, size_t name_bytes,
+                                 uint64_t owner, struct lock_key *out)
+{
+    uint64_t hash;
+
+    if (table == NULL || name == NULL || name_bytes - 1 >= RH_LOCK_NAME_BYTES_MAX ||
+        owner - 1 >= RH_LOCK_OWNER_MAX) {
+        return false;
+    }
+    hash = name_bytes <= 16 ? XXH3_64bits(name, name_bytes) : lock_hash_long(name, name_bytes);
+    *out = (struct lock_key){name, name_bytes, (uint32_t)(hash >> 58), (uint32_t)hash};
+    return true;
+}
+
+static inline uint64_t lock_different(const char *a, const char *b)
+{
+    uint64_t x, y;
+
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return x ^ y;
+}
+
 /* memcmp() without a call for what most names are. */
 static inline bool lock_same_bytes(const char *a, const char *b, size_t bytes)
 {
-    uint64_t x, y, different = 0;
+    size_t middle = bytes > 16 ? 8 : 0, last = bytes - 8;
 
-    if (bytes < 8 || bytes > LOCK_NAME_INLINE) {
+    if (last > LOCK_NAME_INLINE - 8) {
         return memcmp(a, b, bytes) == 0;
     }
-    for (size_t i = 0; i < bytes; i += 8) {
-        size_t at = i + 8 <= bytes ? i : bytes - 8;
-
-        memcpy(&x, a + at, 8);
-        memcpy(&y, b + at, 8);
-        different |= x ^ y;
-    }
-    return different == 0;
+    return (lock_different(a, b) | lock_different(a + middle, b + middle) |
+            lock_different(a + last, b + last)) == 0;
 }
 
 static inline uint32_t lock_find_entry(const struct lock_shard *shard, const struct lock_key *key)
@@ -56,99 +113,9 @@ static inline uint32_t lock_find_entry(const struct lock_shard *shard, const str
     while ((number = lock_index_next(&shard->names, key->tag, &at)) != 0) {
         const struct lock_entry *entry = lock_entry_at(shard, number);
 
+        lock_prefetch(lock_hold_at(shard, number));
         if (entry->name_bytes == key->bytes &&
             lock_same_bytes(lock_entry_name(entry), key->name, key->bytes)) {
-            break;
-        }
-    }
-    return number;
-}
-
-/* An empty entry; lock_settle_entry() takes it away again unless something was put into it. */
-static inline rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key,
-                                        uint32_t *out)
-{
-    struct lock_entry *entry;
-    char *far = NULL;
-
-    if (lock_pool_reserve(&shard->entries, sizeof *entry, 1) != RH_OK ||
-        lock_index_reserve(&shard->names, 1) != RH_OK) {
-        return RH_NO_MEMORY;
-    }
-    if (key->bytes > LOCK_NAME_INLINE) {
-        far = lock_take_name(shard, key->bytes);
-        if (far == NULL) {
-            return RH_NO_MEMORY;
-        }
-    }
-    *out = lock_pool_take(&shard->entries, sizeof *entry);
-    entry = lock_entry_at(shard, *out);
-    *entry = (struct lock_entry){.tag = key->tag, .name_bytes = (uint16_t)key->bytes};
-    if (far) {
-        entry->name.far = far;
-    }
-    memcpy(far ? far : entry->name.near, key->name, key->bytes);
-    lock_index_add(&shard->names, key->tag, *out);
-    return RH_OK;
-}
-
-static inline void lock_remove_entry(struct lock_shard *shard, uint32_t number)
-{
-    struct lock_entry *entry = lock_entry_at(shard, number);
-
-    lock_index_remove(&shard->names, entry->tag, number);
-    if (entry->name_bytes > LOCK_NAME_INLINE) {
-        lock_give_name(shard, entry->name.far, entry->name_bytes);
-    }
-    lock_pool_give(&shard->entries, sizeof *entry, number);
-}
-
-/* What became empty is taken away when the next one does: it may be asked for again at once. */
-static inline void lock_settle_entry(struct lock_shard *shard, uint32_t number)
-{
-    const struct lock_entry *entry = lock_entry_at(shard, number);
-
-    if (entry->first == 0 && entry->queue == 0 && shard->idle_entry != number) {
-        if (shard->idle_entry != 0) {
-            lock_remove_entry(shard, shard->idle_entry);
-        }
-        shard->idle_entry = number;
-    }
-}
-
-/* Room for `count` more holds, besides one for every waiter. */
-static inline rh_status lock_reserve_holds(struct lock_shard *shard, size_t count)
-{
-    size_t all = shard->waiters.live + count;
-
-    if (lock_pool_reserve(&shard->holds, sizeof(struct lock_hold), all) != RH_OK ||
-        lock_pool_reserve(&shard->holders, sizeof(struct lock_holder), all) != RH_OK ||
-        lock_index_reserve(&shard->owners, all) != RH_OK ||
-        lock_index_reserve(&shard->crowd, all) != RH_OK) {
-        return RH_NO_MEMORY;
-    }
-    return RH_OK;
-}
-
-static inline uint32_t lock_find_hold(const struct lock_shard *shard,
-                                      const struct lock_entry *entry, uint64_t owner)
-{
-    uint32_t number = entry->first, hash, at;
-
-    for (int i = 0; i < LOCK_HOLDS_WALKED; i++) {
-        if (number == 0 || lock_hold_at(shard, number)->owner == owner) {
-            return number;
-        }
-        number = lock_hold_at(shard, number)->next;
-    }
-    if (number == 0) {
-        return 0;
-    }
-    at = hash = lock_hold_hash(lock_hold_at(shard, number)->entry, owner);
-    while ((number = lock_index_next(&shard->crowd, hash, &at)) != 0) {
-        const struct lock_hold *hold = lock_hold_at(shard, number);
-
-        if (hold->owner == owner && lock_entry_at(shard, hold->entry) == entry) {
             break;
         }
     }
@@ -165,12 +132,67 @@ static inline uint32_t lock_find_holder(const struct lock_shard *shard, uint64_t
     return number;
 }
 
-/* The first hold of an owner in the shard. */
+/* Some hold of an owner in the shard. Of all that are chained at most one rests. */
 static inline uint32_t lock_first_hold(const struct lock_shard *shard, uint64_t owner)
 {
-    uint32_t holder = lock_find_holder(shard, owner);
+    uint32_t holder = lock_find_holder(shard, owner), hold = 0;
 
-    return holder != 0 ? LOCK_POOL_AT(lock_holder, shard->holders, holder)->first : 0;
+    if (holder != 0) {
+        hold = LOCK_POOL_AT(lock_holder, shard->holders, holder)->first;
+        if (lock_hold_at(shard, hold)->count == 0) {
+            hold = lock_hold_at(shard, hold)->owner_next;
+        }
+    }
+    return hold;
+}
+
+/*
+ * What became empty is taken away when the next one does: it may be asked for again at once, and
+ * by then its neighbours in the owner's chain have come from memory.
+ */
+static inline void lock_settle_entry(struct lock_shard *shard, uint32_t number)
+{
+    const struct lock_entry *entry = lock_entry_at(shard, number);
+    const struct lock_hold *resting = lock_hold_at(shard, number);
+
+    if (entry->first == 0 && entry->queue == 0 && shard->idle != number) {
+        if (shard->idle != 0) {
+            lock_remove_entry(shard, shard->idle);
+        }
+        shard->idle = number;
+        if (resting->owner != 0) {
+            lock_prefetch(lock_hold_at(shard, resting->owner_next));
+            lock_prefetch(lock_hold_at(shard, resting->owner_previous));
+        }
+    }
+}
+
+/* Room for `count` more holds, of names or not, besides one for every waiter. */
+static inline rh_status lock_reserve_holds(struct lock_shard *shard, size_t count)
+{
+    size_t all = shard->waiters.live + count;
+
+    if (lock_pool_reserve(&shard->records, sizeof(struct lock_record), all) != RH_OK ||
+        lock_pool_reserve(&shard->holders, sizeof(struct lock_holder), all) != RH_OK ||
+        lock_index_reserve(&shard->owners, all) != RH_OK ||
+        lock_index_reserve(&shard->crowd, all) != RH_OK) {
+        return RH_NO_MEMORY;
+    }
+    return RH_OK;
+}
+
+static inline uint32_t lock_find_hold(const struct lock_shard *shard, uint32_t entry,
+                                      uint64_t owner)
+{
+    uint32_t number = lock_entry_at(shard, entry)->first;
+
+    for (int i = 0; i < LOCK_HOLDS_WALKED; i++) {
+        if (number == 0 || lock_hold_at(shard, number)->owner == owner) {
+            return number;
+        }
+        number = lock_hold_at(shard, number)->next;
+    }
+    return number != 0 ? lock_find_in_crowd(shard, entry, owner) : 0;
 }
 
 /* A count that reached its largest value stays there: it has become a lasting "perhaps". */
@@ -185,63 +207,6 @@ static inline void lock_count_presence(rh_lock_table *table, const struct lock_s
     }
     if (lock_owner_tracked(table, owner)) {
         lock_note_presence(table, shard->number, owner, change > 0);
-    }
-}
-
-static inline void lock_link_to_owner(rh_lock_table *table, struct lock_shard *shard,
-                                      uint32_t number)
-{
-    struct lock_hold *hold = lock_hold_at(shard, number);
-    struct lock_holder *holder;
-    uint32_t found = lock_find_holder(shard, hold->owner);
-
-    if (found == 0) {
-        found = lock_pool_take(&shard->holders, sizeof *holder);
-        holder = LOCK_POOL_AT(lock_holder, shard->holders, found);
-        *holder = (struct lock_holder){0, hold->owner};
-        lock_index_add(&shard->owners, (uint32_t)lock_owner_hash(hold->owner), found);
-    }
-    holder = LOCK_POOL_AT(lock_holder, shard->holders, found);
-    hold->party = found;
-    hold->owner_next = holder->first;
-    hold->owner_previous = 0;
-    if (holder->first != 0) {
-        lock_hold_at(shard, holder->first)->owner_previous = number;
-    } else {
-        shard->idle_holder = shard->idle_holder == found ? 0 : shard->idle_holder;
-        lock_count_presence(table, shard, hold->owner, 1);
-    }
-    holder->first = number;
-}
-
-static inline void lock_remove_holder(struct lock_shard *shard, uint32_t number)
-{
-    uint64_t owner = LOCK_POOL_AT(lock_holder, shard->holders, number)->owner;
-
-    lock_index_remove(&shard->owners, (uint32_t)lock_owner_hash(owner), number);
-    lock_pool_give(&shard->holders, sizeof(struct lock_holder), number);
-}
-
-/* What became empty is taken away when the next one does, as with names. */
-static inline void lock_unlink_from_owner(rh_lock_table *table, struct lock_shard *shard,
-                                          const struct lock_hold *hold)
-{
-    struct lock_holder *holder = LOCK_POOL_AT(lock_holder, shard->holders, hold->party);
-
-    if (hold->owner_next != 0) {
-        lock_hold_at(shard, hold->owner_next)->owner_previous = hold->owner_previous;
-    }
-    if (hold->owner_previous != 0) {
-        lock_hold_at(shard, hold->owner_previous)->owner_next = hold->owner_next;
-        return;
-    }
-    holder->first = hold->owner_next;
-    if (holder->first == 0) {
-        if (shard->idle_holder != 0) {
-            lock_remove_holder(shard, shard->idle_holder);
-        }
-        shard->idle_holder = hold->party;
-        lock_count_presence(table, shard, hold->owner, -1);
     }
 }
 
@@ -270,22 +235,30 @@ static inline uint32_t lock_new_hold(rh_lock_table *table, struct lock_shard *sh
                                      uint32_t number, uint64_t owner, unsigned mode)
 {
     struct lock_entry *entry = lock_entry_at(shard, number);
-    uint32_t made = lock_pool_take(&shard->holds, sizeof(struct lock_hold));
-    struct lock_hold *hold = lock_hold_at(shard, made);
+    struct lock_hold *hold = lock_hold_at(shard, number);
+    uint32_t made = number;
 
+    if (hold->count > 0) {
+        made = lock_take_hold(shard);
+        hold = lock_hold_at(shard, made);
+    }
+    if (hold->owner != owner) {
+        lock_link_to_owner(shard, made, owner);
+    }
+    if (LOCK_POOL_AT(lock_holder, shard->holders, hold->party)->held++ == 0) {
+        lock_count_presence(table, shard, owner, 1);
+    }
     hold->entry = number;
     hold->next = 0;
     hold->previous = entry->last;
     hold->waiter = 0;
     hold->mode = (uint8_t)mode;
     hold->indexed = entry->holders >= LOCK_HOLDS_WALKED;
-    hold->owner = owner;
-    hold->count = 0;
     if (entry->last != 0) {
         lock_hold_at(shard, entry->last)->next = made;
     } else {
         entry->first = made;
-        shard->idle_entry = shard->idle_entry == number ? 0 : shard->idle_entry;
+        shard->idle = shard->idle == number ? 0 : shard->idle;
     }
     entry->last = made;
     entry->holders++;
@@ -293,7 +266,6 @@ static inline uint32_t lock_new_hold(rh_lock_table *table, struct lock_shard *sh
     if (hold->indexed) {
         lock_index_add(&shard->crowd, lock_hold_hash(number, owner), made);
     }
-    lock_link_to_owner(table, shard, made);
     return made;
 }
 
@@ -315,7 +287,7 @@ static inline uint64_t lock_add_hold(rh_lock_table *table, struct lock_shard *sh
     return hold->token;
 }
 
-/* An entry left empty is for lock_settle_entry(). */
+/* An entry left empty is for lock_settle_entry(); its hold rests. */
 static inline void lock_remove_hold(rh_lock_table *table, struct lock_shard *shard, uint32_t number)
 {
     struct lock_hold *hold = lock_hold_at(shard, number);
@@ -339,8 +311,16 @@ static inline void lock_remove_hold(rh_lock_table *table, struct lock_shard *sha
     if (hold->waiter != 0) {
         lock_waiter_at(shard, hold->waiter)->hold = 0;
     }
-    lock_unlink_from_owner(table, shard, hold);
-    lock_pool_give(&shard->holds, sizeof *hold, number);
+    hold->count = 0;
+    if (--LOCK_POOL_AT(lock_holder, shard->holders, hold->party)->held == 0) {
+        lock_count_presence(table, shard, hold->owner, -1);
+    }
+    if (number != hold->entry) {
+        lock_unlink_from_owner(shard, hold);
+        lock_pool_give(&shard->records, sizeof(struct lock_record), number);
+    } else if (entry->first != 0 || entry->queue != 0) {
+        lock_unlink_from_owner(shard, hold);
+    }
 }
 
 #endif

@@ -33,13 +33,13 @@
  * Threads: any number may use one table at once, also for the same owner; making and freeing it
  * are for one. Calls lock the part of the table that the name falls into; a request that must
  * wait while its owner holds something and others wait, rh_lock_expire, rh_lock_table_size, and
- * the first rh_lock_renew of an owner stop the whole table for a moment. Nothing is called back, and no
- * lock is held when a function returns. A table may be used after fork() if no other thread was
- * inside a call at that time.
+ * the first rh_lock_renew of an owner stop the whole table for a moment. Nothing is called back,
+ * and no lock is held when a function returns. A table may be used after fork() if no other
+ * thread was inside a call at that time.
  *
- * Memory grows with what is held and awaited at once, to 200–300 bytes a hold; it is kept for
- * reuse, so that a warmed up table allocates nothing, and given back when a 64th of the table
- * falls empty.
+ * Memory grows with what is held and awaited at once, to 200–300 bytes a hold, and is kept for
+ * reuse, so that a warmed up table allocates nothing. A 64th of the table that falls empty gives
+ * it back if little of it was used since the last time that it fell empty.
  */
 #ifndef RINGHOLD_LOCK_TABLE_H
 #define RINGHOLD_LOCK_TABLE_H
