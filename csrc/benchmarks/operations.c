@@ -176,7 +176,8 @@ int main(int argc, char **argv)
     int code = 2;
 
     if (world == NULL || argc != 3 || make_keys(world) != RH_OK || make_ring(world) != RH_OK ||
-        rh_lock_table_new(&world->table) != RH_OK || rh_lock_grants_new(&world->grants) != RH_OK) {
+        rh_lock_table_new(NULL, &world->table) != RH_OK ||
+        rh_lock_grants_new(&world->grants) != RH_OK) {
         goto out;
     }
     for (size_t i = 0; i < sizeof operations / sizeof *operations; i++) {

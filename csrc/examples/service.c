@@ -199,7 +199,7 @@ static bool open_service(struct service *s)
         }
     }
     return rh_ring_new(nodes, NODES, NULL, &s->ring) == RH_OK &&
-           rh_lock_table_new(&s->locks) == RH_OK;
+           rh_lock_table_new(NULL, &s->locks) == RH_OK;
 }
 
 /* Runs all workers to their end. A thread that cannot be started is a failure of its worker. */

@@ -6,15 +6,15 @@
 
 static void free_table(rh_lock_table *table, size_t shards, size_t stripes)
 {
-    lock_close_register(table, stripes);
+    rh_lock_close_register(table, stripes);
     for (size_t i = 0; i < shards; i++) {
-        lock_clear_shard(&table->shards[i]);
+        rh_lock_clear_shard(&table->shards[i]);
         lock_mutex_destroy(&table->shards[i].mutex);
     }
     free(table);
 }
 
-rh_status rh_lock_table_new(rh_lock_table **out)
+rh_status rh_lock_table_new(const rh_lock_table_options *options, rh_lock_table **out)
 {
     size_t shards = 0, stripes = 0;
     rh_lock_table *table;
@@ -27,13 +27,14 @@ rh_status rh_lock_table_new(rh_lock_table **out)
         return RH_NO_MEMORY;
     }
     memset(table, 0, sizeof *table);
+    table->hash_seed = options ? options->hash_seed : 0;
     for (; shards < LOCK_SHARDS; shards++) {
         if (!lock_mutex_init(&table->shards[shards].mutex)) {
             goto out;
         }
         table->shards[shards].number = (uint32_t)shards;
     }
-    if (lock_open_register(table, &stripes) != RH_OK) {
+    if (rh_lock_open_register(table, &stripes) != RH_OK) {
         goto out;
     }
     *out = table;
@@ -85,7 +86,7 @@ rh_status rh_lock_grants_read(const rh_lock_grants *grants, const rh_lock_grant 
     return RH_OK;
 }
 
-void lock_shards(rh_lock_table *table, uint64_t mask)
+void rh_lock_lock_shards(rh_lock_table *table, uint64_t mask)
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         if (mask >> i & 1) {
@@ -94,7 +95,7 @@ void lock_shards(rh_lock_table *table, uint64_t mask)
     }
 }
 
-void unlock_shards(rh_lock_table *table, uint64_t mask)
+void rh_lock_unlock_shards(rh_lock_table *table, uint64_t mask)
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         if (mask >> i & 1) {
@@ -103,7 +104,7 @@ void unlock_shards(rh_lock_table *table, uint64_t mask)
     }
 }
 
-uint64_t lock_shards_of(const rh_lock_table *table, uint64_t owner)
+uint64_t rh_lock_shards_of(const rh_lock_table *table, uint64_t owner)
 {
     const _Atomic uint8_t *row = table->present[lock_owner_row(owner)];
     uint64_t mask = 0;
@@ -121,11 +122,11 @@ rh_status rh_lock_table_size(rh_lock_table *table, size_t *out)
     if (table == NULL || out == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    lock_shards(table, LOCK_SHARDS_ALL);
+    rh_lock_lock_shards(table, LOCK_SHARDS_ALL);
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         size += lock_count_names(&table->shards[i]);
     }
-    unlock_shards(table, LOCK_SHARDS_ALL);
+    rh_lock_unlock_shards(table, LOCK_SHARDS_ALL);
     *out = size;
     return RH_OK;
 }

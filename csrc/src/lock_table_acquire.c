@@ -23,7 +23,7 @@ static inline struct ask look_up(const struct lock_shard *shard, const struct lo
         ask.hold = lock_find_hold(shard, ask.entry, owner);
     }
     if (ask.hold != 0) {
-        ask.mode = lock_covering[lock_hold_at(shard, ask.hold)->mode][mode];
+        ask.mode = rh_lock_covering[lock_hold_at(shard, ask.hold)->mode][mode];
     }
     return ask;
 }
@@ -46,9 +46,9 @@ static inline bool can_take(rh_lock_table *table, const struct lock_shard *shard
         hold = lock_hold_at(shard, ask->hold);
     }
     entry = lock_entry_at(shard, ask->entry);
-    return !(lock_excluded[ask->mode] & lock_held_by_others(entry, hold)) &&
+    return !(rh_lock_excluded[ask->mode] & lock_held_by_others(entry, hold)) &&
            (entry->queue == 0 ||
-            lock_can_pass(table, shard, ask->entry, hold, ask->owner, ask->mode));
+            rh_lock_can_pass(table, shard, ask->entry, hold, ask->owner, ask->mode));
 }
 
 /* Everything that take() needs, `count` times. A hold that there is, or rests, needs nothing. */
@@ -62,7 +62,7 @@ static inline rh_status prepare(struct lock_shard *shard, const struct lock_key 
     if (lock_reserve_holds(shard, count) != RH_OK) {
         return RH_NO_MEMORY;
     }
-    return ask->entry != 0 ? RH_OK : lock_make_entry(shard, key, &ask->entry);
+    return ask->entry != 0 ? RH_OK : rh_lock_make_entry(shard, key, &ask->entry);
 }
 
 static inline uint64_t take(rh_lock_table *table, struct lock_shard *shard, const struct ask *ask)
@@ -117,7 +117,7 @@ rh_status rh_lock_try_acquire(rh_lock_table *table, const void *name, size_t nam
  */
 static bool may_close_cycle(const rh_lock_table *table, uint64_t owner)
 {
-    return atomic_load(&table->waiting) > 1 && lock_shards_of(table, owner) != 0;
+    return atomic_load(&table->waiting) > 1 && rh_lock_shards_of(table, owner) != 0;
 }
 
 /* RH_DEADLOCK with one shard locked alone means that all are needed to tell. */
@@ -129,7 +129,7 @@ static rh_status request(rh_lock_table *table, const struct lock_key *key, uint6
     uint32_t waiter;
     rh_status status;
 
-    if (lock_owner_tracked(table, owner) && lock_find_wait(table, owner).waiter != 0) {
+    if (lock_owner_tracked(table, owner) && rh_lock_find_wait(table, owner).waiter != 0) {
         return RH_INVALID_ARGUMENT;
     }
     ask = look_up(shard, key, owner, mode);
@@ -137,15 +137,15 @@ static rh_status request(rh_lock_table *table, const struct lock_key *key, uint6
     if (status != RH_CONFLICT) {
         return status;
     }
-    status = lock_add_waiter(table, shard, ask.entry, ask.hold, owner, ask.mode, &waiter);
+    status = rh_lock_add_waiter(table, shard, ask.entry, ask.hold, owner, ask.mode, &waiter);
     if (status != RH_OK) {
         return status;
     }
-    if (all_locked ? lock_closes_cycle(table, lock_waiter_at(shard, waiter))
+    if (all_locked ? rh_lock_closes_cycle(table, lock_waiter_at(shard, waiter))
                    : may_close_cycle(table, owner)) {
-        lock_remove_waiter(shard, waiter);
-        lock_drop_queue(shard, ask.entry);
-        lock_undo_wait(table, owner);
+        rh_lock_remove_waiter(shard, waiter);
+        rh_lock_drop_queue(shard, ask.entry);
+        rh_lock_undo_wait(table, owner);
         return RH_DEADLOCK;
     }
     *token = 0;
@@ -165,9 +165,9 @@ rh_status rh_lock_request(rh_lock_table *table, const void *name, size_t name_by
     status = request(table, &key, owner, mode, false, token);
     lock_mutex_unlock(&table->shards[key.shard].mutex);
     if (status == RH_DEADLOCK) {
-        lock_shards(table, LOCK_SHARDS_ALL);
+        rh_lock_lock_shards(table, LOCK_SHARDS_ALL);
         status = request(table, &key, owner, mode, true, token);
-        unlock_shards(table, LOCK_SHARDS_ALL);
+        rh_lock_unlock_shards(table, LOCK_SHARDS_ALL);
     }
     return status;
 }
@@ -223,7 +223,7 @@ rh_status rh_lock_acquire_many(rh_lock_table *table, const void *const *names,
         }
         mask |= (uint64_t)1 << key.shard;
     }
-    lock_shards(table, mask);
+    rh_lock_lock_shards(table, mask);
     status = prepare_all(table, names, name_bytes, count, owner, mode);
     for (size_t i = 0; i < count && status == RH_OK; i++) {
         struct lock_shard *shard;
@@ -234,6 +234,6 @@ rh_status rh_lock_acquire_many(rh_lock_table *table, const void *const *names,
         ask = look_up(shard, &key, owner, mode);
         tokens[i] = take(table, shard, &ask);
     }
-    unlock_shards(table, mask);
+    rh_lock_unlock_shards(table, mask);
     return status;
 }

@@ -155,6 +155,7 @@ struct lock_stripe {
 
 struct rh_lock_table {
     struct lock_shard shards[LOCK_SHARDS];
+    uint64_t hash_seed;
     struct lock_stripe stripes[LOCK_STRIPES];
     alignas(64) _Atomic uint8_t present[LOCK_ROWS][LOCK_SHARDS];
     _Atomic uint32_t tracked[LOCK_ROWS];
@@ -181,8 +182,8 @@ struct lock_key {
 };
 
 /* Modes that exclude a mode, and the weakest mode that covers two. */
-extern const uint8_t lock_excluded[RH_LOCK_EXCLUSIVE + 1];
-extern const uint8_t lock_covering[RH_LOCK_EXCLUSIVE + 1][RH_LOCK_EXCLUSIVE + 1];
+extern const uint8_t rh_lock_excluded[RH_LOCK_EXCLUSIVE + 1];
+extern const uint8_t rh_lock_covering[RH_LOCK_EXCLUSIVE + 1][RH_LOCK_EXCLUSIVE + 1];
 
 static inline struct lock_entry *lock_entry_at(const struct lock_shard *shard, uint32_t number)
 {
@@ -240,28 +241,28 @@ static inline unsigned lock_held_by_others(const struct lock_entry *entry,
 /* lock_table_queue.c: waiters and grants. The shard's mutex is held. */
 
 /* Whether `mode` can be had past the waiters, `hold` (NULL: none) being what the owner has. */
-bool lock_can_pass(rh_lock_table *table, const struct lock_shard *shard, uint32_t entry,
-                   const struct lock_hold *hold, uint64_t owner, unsigned mode);
+bool rh_lock_can_pass(rh_lock_table *table, const struct lock_shard *shard, uint32_t entry,
+                      const struct lock_hold *hold, uint64_t owner, unsigned mode);
 
 /* Queues; RH_INVALID_ARGUMENT when the owner is waiting already. */
-rh_status lock_add_waiter(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
-                          uint32_t hold, uint64_t owner, unsigned mode, uint32_t *out);
+rh_status rh_lock_add_waiter(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
+                             uint32_t hold, uint64_t owner, unsigned mode, uint32_t *out);
 
-/* Leaves an emptied queue behind, for lock_drop_queue() or lock_serve(). */
-void lock_remove_waiter(struct lock_shard *shard, uint32_t waiter);
-void lock_drop_queue(struct lock_shard *shard, uint32_t entry);
+/* Leaves an emptied queue behind, for rh_lock_drop_queue() or rh_lock_serve(). */
+void rh_lock_remove_waiter(struct lock_shard *shard, uint32_t waiter);
+void rh_lock_drop_queue(struct lock_shard *shard, uint32_t entry);
 
 /* Room for every grant that serving the queue of an entry can give, besides what is reserved. */
 struct lock_room {
     size_t grants;
     size_t text_bytes;
 };
-void lock_count_room(const struct lock_shard *shard, uint32_t entry, struct lock_room *room);
-rh_status lock_reserve_grants(rh_lock_grants *grants, struct lock_room room);
+void rh_lock_count_room(const struct lock_shard *shard, uint32_t entry, struct lock_room *room);
+rh_status rh_lock_reserve_grants(rh_lock_grants *grants, struct lock_room room);
 
 /* Grants what can be granted; then lock_settle_entry(). */
-void lock_serve(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
-                rh_lock_grants *grants);
+void rh_lock_serve(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
+                   rh_lock_grants *grants);
 
 /* lock_table_owners.c: the register of owners. Takes the mutex of a stripe itself. */
 
@@ -270,24 +271,24 @@ struct lock_wait {
     uint32_t waiter; /* 0: the owner waits for nothing */
 };
 
-rh_status lock_open_register(rh_lock_table *table, size_t *opened);
-void lock_close_register(rh_lock_table *table, size_t opened);
+rh_status rh_lock_open_register(rh_lock_table *table, size_t *opened);
+void rh_lock_close_register(rh_lock_table *table, size_t opened);
 
 /* RH_INVALID_ARGUMENT when the owner is waiting already. */
-rh_status lock_begin_wait(rh_lock_table *table, uint64_t owner, struct lock_wait wait);
+rh_status rh_lock_begin_wait(rh_lock_table *table, uint64_t owner, struct lock_wait wait);
 
 /* After what the wait was for, if anything, was put into the shard. */
-void lock_end_wait(rh_lock_table *table, uint64_t owner);
+void rh_lock_end_wait(rh_lock_table *table, uint64_t owner);
 
-/* Takes back lock_begin_wait() as if it had never been. */
-void lock_undo_wait(rh_lock_table *table, uint64_t owner);
+/* Takes back rh_lock_begin_wait() as if it had never been. */
+void rh_lock_undo_wait(rh_lock_table *table, uint64_t owner);
 
-struct lock_wait lock_find_wait(rh_lock_table *table, uint64_t owner);
+struct lock_wait rh_lock_find_wait(rh_lock_table *table, uint64_t owner);
 
 /* The owner holds its first, or no longer anything, in a shard. */
-void lock_note_presence(rh_lock_table *table, uint32_t shard, uint64_t owner, bool present);
+void rh_lock_note_presence(rh_lock_table *table, uint32_t shard, uint64_t owner, bool present);
 
-void lock_forget_deadline(rh_lock_table *table, uint64_t owner);
+void rh_lock_forget_deadline(rh_lock_table *table, uint64_t owner);
 
 /* What an expired owner holds and awaits. */
 struct lock_expired {
@@ -298,25 +299,26 @@ struct lock_expired {
 
 /* Both with all shards locked: room for what follows from dropping the expired owners of all
  * stripes, and one expired owner of a stripe, without its deadline from then on. */
-void lock_count_expired(rh_lock_table *table, int64_t now, struct lock_room *room);
-bool lock_take_expired(rh_lock_table *table, size_t stripe, int64_t now, struct lock_expired *out);
+void rh_lock_count_expired(rh_lock_table *table, int64_t now, struct lock_room *room);
+bool rh_lock_take_expired(rh_lock_table *table, size_t stripe, int64_t now,
+                          struct lock_expired *out);
 
 /* lock_table_release.c */
 
-void lock_count_owner(const rh_lock_table *table, uint64_t owner, uint64_t shards,
-                      struct lock_wait wait, struct lock_room *room);
+void rh_lock_count_owner(const rh_lock_table *table, uint64_t owner, uint64_t shards,
+                         struct lock_wait wait, struct lock_room *room);
 
 /* lock_table_waits.c */
 
 /* Whether a chain of waits leads from `waiter` back to its owner. All shards are locked. */
-bool lock_closes_cycle(rh_lock_table *table, struct lock_waiter *waiter);
+bool rh_lock_closes_cycle(rh_lock_table *table, struct lock_waiter *waiter);
 
 /* lock_table.c */
 
-void lock_shards(rh_lock_table *table, uint64_t mask);
-void unlock_shards(rh_lock_table *table, uint64_t mask);
+void rh_lock_lock_shards(rh_lock_table *table, uint64_t mask);
+void rh_lock_unlock_shards(rh_lock_table *table, uint64_t mask);
 
 /* The shards in which the owner may hold something. */
-uint64_t lock_shards_of(const rh_lock_table *table, uint64_t owner);
+uint64_t rh_lock_shards_of(const rh_lock_table *table, uint64_t owner);
 
 #endif

@@ -14,7 +14,7 @@
 /* Most calls are over sooner than a thread falls asleep. */
 #  define LOOKS_BEFORE_SLEEP 100
 
-void lock_mutex_sleep(struct lock_mutex *mutex)
+void rh_lock_mutex_sleep(struct lock_mutex *mutex)
 {
     int saved = errno;
 
@@ -36,7 +36,7 @@ void lock_mutex_sleep(struct lock_mutex *mutex)
     errno = saved;
 }
 
-void lock_mutex_wake(struct lock_mutex *mutex)
+void rh_lock_mutex_wake(struct lock_mutex *mutex)
 {
     (void)syscall(SYS_futex, &mutex->state, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }

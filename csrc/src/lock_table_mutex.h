@@ -20,8 +20,8 @@ struct lock_mutex {
     _Atomic uint32_t state;
 };
 
-void lock_mutex_sleep(struct lock_mutex *mutex);
-void lock_mutex_wake(struct lock_mutex *mutex);
+void rh_lock_mutex_sleep(struct lock_mutex *mutex);
+void rh_lock_mutex_wake(struct lock_mutex *mutex);
 
 static inline bool lock_mutex_init(struct lock_mutex *mutex)
 {
@@ -40,14 +40,14 @@ static inline void lock_mutex_lock(struct lock_mutex *mutex)
 
     if (!atomic_compare_exchange_strong_explicit(&mutex->state, &state, 1, memory_order_acquire,
                                                  memory_order_relaxed)) {
-        lock_mutex_sleep(mutex);
+        rh_lock_mutex_sleep(mutex);
     }
 }
 
 static inline void lock_mutex_unlock(struct lock_mutex *mutex)
 {
     if (atomic_exchange_explicit(&mutex->state, 0, memory_order_release) == 2) {
-        lock_mutex_wake(mutex);
+        rh_lock_mutex_wake(mutex);
     }
 }
 

@@ -72,8 +72,8 @@ static rh_status find_or_make(rh_lock_table *table, struct lock_stripe *stripe, 
 
 static void clear_stripe(struct lock_stripe *stripe)
 {
-    lock_pool_clear(&stripe->records);
-    lock_index_clear(&stripe->index);
+    rh_lock_pool_clear(&stripe->records);
+    rh_lock_index_clear(&stripe->index);
     free(stripe->heap);
     stripe->heap = NULL;
     stripe->heap_capacity = 0;
@@ -145,7 +145,7 @@ static void forget_deadline(struct lock_stripe *stripe, uint32_t number)
     }
 }
 
-rh_status lock_open_register(rh_lock_table *table, size_t *opened)
+rh_status rh_lock_open_register(rh_lock_table *table, size_t *opened)
 {
     for (*opened = 0; *opened < LOCK_STRIPES; ++*opened) {
         if (!lock_mutex_init(&table->stripes[*opened].mutex)) {
@@ -155,7 +155,7 @@ rh_status lock_open_register(rh_lock_table *table, size_t *opened)
     return RH_OK;
 }
 
-void lock_close_register(rh_lock_table *table, size_t opened)
+void rh_lock_close_register(rh_lock_table *table, size_t opened)
 {
     for (size_t i = 0; i < opened; i++) {
         clear_stripe(&table->stripes[i]);
@@ -163,7 +163,7 @@ void lock_close_register(rh_lock_table *table, size_t opened)
     }
 }
 
-rh_status lock_begin_wait(rh_lock_table *table, uint64_t owner, struct lock_wait wait)
+rh_status rh_lock_begin_wait(rh_lock_table *table, uint64_t owner, struct lock_wait wait)
 {
     struct lock_stripe *stripe = stripe_of(table, owner);
     uint32_t number;
@@ -198,17 +198,17 @@ static void stop_waiting(rh_lock_table *table, uint64_t owner, bool forget)
     lock_mutex_unlock(&stripe->mutex);
 }
 
-void lock_end_wait(rh_lock_table *table, uint64_t owner)
+void rh_lock_end_wait(rh_lock_table *table, uint64_t owner)
 {
     stop_waiting(table, owner, true);
 }
 
-void lock_undo_wait(rh_lock_table *table, uint64_t owner)
+void rh_lock_undo_wait(rh_lock_table *table, uint64_t owner)
 {
     stop_waiting(table, owner, false);
 }
 
-struct lock_wait lock_find_wait(rh_lock_table *table, uint64_t owner)
+struct lock_wait rh_lock_find_wait(rh_lock_table *table, uint64_t owner)
 {
     struct lock_stripe *stripe = stripe_of(table, owner);
     struct lock_wait wait = {0, 0};
@@ -223,7 +223,7 @@ struct lock_wait lock_find_wait(rh_lock_table *table, uint64_t owner)
     return wait;
 }
 
-void lock_note_presence(rh_lock_table *table, uint32_t shard, uint64_t owner, bool present)
+void rh_lock_note_presence(rh_lock_table *table, uint32_t shard, uint64_t owner, bool present)
 {
     struct lock_stripe *stripe = stripe_of(table, owner);
     uint64_t bit = (uint64_t)1 << shard;
@@ -243,7 +243,7 @@ void lock_note_presence(rh_lock_table *table, uint32_t shard, uint64_t owner, bo
     lock_mutex_unlock(&stripe->mutex);
 }
 
-void lock_forget_deadline(rh_lock_table *table, uint64_t owner)
+void rh_lock_forget_deadline(rh_lock_table *table, uint64_t owner)
 {
     struct lock_stripe *stripe = stripe_of(table, owner);
     uint32_t number;
@@ -313,9 +313,9 @@ rh_status rh_lock_renew(rh_lock_table *table, uint64_t owner, int64_t deadline_n
     if (renew(table, owner, deadline_ns)) {
         return RH_OK;
     }
-    lock_shards(table, LOCK_SHARDS_ALL);
+    rh_lock_lock_shards(table, LOCK_SHARDS_ALL);
     status = begin_deadline(table, owner, deadline_ns);
-    unlock_shards(table, LOCK_SHARDS_ALL);
+    rh_lock_unlock_shards(table, LOCK_SHARDS_ALL);
     return status;
 }
 
@@ -329,12 +329,12 @@ static void count_expired(rh_lock_table *table, const struct lock_stripe *stripe
         return;
     }
     record = record_at(stripe, stripe->heap[place]);
-    lock_count_owner(table, record->owner, record->shards, record->wait, room);
+    rh_lock_count_owner(table, record->owner, record->shards, record->wait, room);
     count_expired(table, stripe, 2 * place, now, room);
     count_expired(table, stripe, 2 * place + 1, now, room);
 }
 
-void lock_count_expired(rh_lock_table *table, int64_t now, struct lock_room *room)
+void rh_lock_count_expired(rh_lock_table *table, int64_t now, struct lock_room *room)
 {
     for (size_t i = 0; i < LOCK_STRIPES; i++) {
         struct lock_stripe *stripe = &table->stripes[i];
@@ -345,7 +345,8 @@ void lock_count_expired(rh_lock_table *table, int64_t now, struct lock_room *roo
     }
 }
 
-bool lock_take_expired(rh_lock_table *table, size_t number, int64_t now, struct lock_expired *out)
+bool rh_lock_take_expired(rh_lock_table *table, size_t number, int64_t now,
+                          struct lock_expired *out)
 {
     struct lock_stripe *stripe = &table->stripes[number];
     bool found;

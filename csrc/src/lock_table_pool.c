@@ -9,7 +9,7 @@
 #define INDEX_SLOTS_MIN 16
 #define CAPACITY_MAX ((size_t)1 << 31)
 
-rh_status lock_pool_grow(struct lock_pool *pool, size_t item_bytes, size_t count)
+rh_status rh_lock_pool_grow(struct lock_pool *pool, size_t item_bytes, size_t count)
 {
     size_t capacity = pool->capacity > 0 ? pool->capacity : POOL_CAPACITY_MIN;
     uint32_t offset;
@@ -42,13 +42,13 @@ rh_status lock_pool_grow(struct lock_pool *pool, size_t item_bytes, size_t count
     return RH_OK;
 }
 
-void lock_pool_clear(struct lock_pool *pool)
+void rh_lock_pool_clear(struct lock_pool *pool)
 {
     free(pool->items ? pool->items - pool->offset : NULL);
     *pool = (struct lock_pool){0};
 }
 
-rh_status lock_index_grow(struct lock_index *index, size_t count)
+rh_status rh_lock_index_grow(struct lock_index *index, size_t count)
 {
     size_t slots = index->slots ? (size_t)index->mask + 1 : INDEX_SLOTS_MIN;
     struct lock_index grown = {NULL, 0, 0};
@@ -77,7 +77,7 @@ rh_status lock_index_grow(struct lock_index *index, size_t count)
     return RH_OK;
 }
 
-void lock_index_clear(struct lock_index *index)
+void rh_lock_index_clear(struct lock_index *index)
 {
     free(index->slots);
     *index = (struct lock_index){NULL, 0, 0};

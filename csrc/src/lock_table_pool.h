@@ -26,8 +26,8 @@ struct lock_pool {
 
 #define LOCK_POOL_AT(type, pool, number) ((struct type *)(void *)(pool).items + (number))
 
-rh_status lock_pool_grow(struct lock_pool *pool, size_t item_bytes, size_t count);
-void lock_pool_clear(struct lock_pool *pool);
+rh_status rh_lock_pool_grow(struct lock_pool *pool, size_t item_bytes, size_t count);
+void rh_lock_pool_clear(struct lock_pool *pool);
 
 /* Afterwards lock_pool_take() succeeds `count` times. */
 static inline rh_status lock_pool_reserve(struct lock_pool *pool, size_t item_bytes, size_t count)
@@ -35,7 +35,7 @@ static inline rh_status lock_pool_reserve(struct lock_pool *pool, size_t item_by
     if ((size_t)pool->capacity > (size_t)pool->live + count) {
         return RH_OK;
     }
-    return lock_pool_grow(pool, item_bytes, count);
+    return rh_lock_pool_grow(pool, item_bytes, count);
 }
 
 static inline uint32_t lock_pool_take(struct lock_pool *pool, size_t item_bytes)
@@ -79,8 +79,8 @@ struct lock_index {
     uint32_t count;
 };
 
-rh_status lock_index_grow(struct lock_index *index, size_t count);
-void lock_index_clear(struct lock_index *index);
+rh_status rh_lock_index_grow(struct lock_index *index, size_t count);
+void rh_lock_index_clear(struct lock_index *index);
 
 /* Afterwards lock_index_add() succeeds `count` times. */
 static inline rh_status lock_index_reserve(struct lock_index *index, size_t count)
@@ -88,7 +88,7 @@ static inline rh_status lock_index_reserve(struct lock_index *index, size_t coun
     if (((size_t)index->count + count) * 2 <= index->mask) {
         return RH_OK;
     }
-    return lock_index_grow(index, count);
+    return rh_lock_index_grow(index, count);
 }
 
 /*

@@ -13,7 +13,7 @@ static bool waits_here(rh_lock_table *table, const struct lock_shard *shard, uin
     if (!lock_owner_tracked(table, owner)) {
         return false;
     }
-    wait = lock_find_wait(table, owner);
+    wait = rh_lock_find_wait(table, owner);
     return wait.waiter != 0 && wait.shard == shard->number &&
            lock_waiter_at(shard, wait.waiter)->entry == entry;
 }
@@ -27,22 +27,22 @@ static bool waits_here(rh_lock_table *table, const struct lock_shard *shard, uin
 static bool may_upgrade(rh_lock_table *table, uint64_t owner)
 {
     (void)atomic_fetch_add(&table->waiting, 0);
-    return !lock_owner_tracked(table, owner) || lock_find_wait(table, owner).waiter == 0;
+    return !lock_owner_tracked(table, owner) || rh_lock_find_wait(table, owner).waiter == 0;
 }
 
-bool lock_can_pass(rh_lock_table *table, const struct lock_shard *shard, uint32_t entry,
-                   const struct lock_hold *hold, uint64_t owner, unsigned mode)
+bool rh_lock_can_pass(rh_lock_table *table, const struct lock_shard *shard, uint32_t entry,
+                      const struct lock_hold *hold, uint64_t owner, unsigned mode)
 {
     const struct lock_queue *queue = lock_queue_at(shard, lock_entry_at(shard, entry)->queue);
 
-    if (lock_excluded[mode] & queue->modes[LOCK_UPGRADE]) {
+    if (rh_lock_excluded[mode] & queue->modes[LOCK_UPGRADE]) {
         return false;
     }
     if (hold) {
         return hold->waiter == 0 &&
-               (!(lock_excluded[mode] & queue->modes[LOCK_NORMAL]) || may_upgrade(table, owner));
+               (!(rh_lock_excluded[mode] & queue->modes[LOCK_NORMAL]) || may_upgrade(table, owner));
     }
-    return !(lock_excluded[mode] & queue->modes[LOCK_NORMAL]) &&
+    return !(rh_lock_excluded[mode] & queue->modes[LOCK_NORMAL]) &&
            !waits_here(table, shard, entry, owner);
 }
 
@@ -96,8 +96,8 @@ static struct lock_queue *make_queue(struct lock_shard *shard, uint32_t number)
     return lock_queue_at(shard, entry->queue);
 }
 
-rh_status lock_add_waiter(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
-                          uint32_t hold, uint64_t owner, unsigned mode, uint32_t *out)
+rh_status rh_lock_add_waiter(rh_lock_table *table, struct lock_shard *shard, uint32_t entry,
+                             uint32_t hold, uint64_t owner, unsigned mode, uint32_t *out)
 {
     struct lock_waiter *waiter;
     rh_status status;
@@ -108,7 +108,7 @@ rh_status lock_add_waiter(rh_lock_table *table, struct lock_shard *shard, uint32
         return RH_NO_MEMORY;
     }
     *out = lock_pool_take(&shard->waiters, sizeof *waiter);
-    status = lock_begin_wait(table, owner, (struct lock_wait){shard->number, *out});
+    status = rh_lock_begin_wait(table, owner, (struct lock_wait){shard->number, *out});
     if (status != RH_OK) {
         lock_pool_give(&shard->waiters, sizeof *waiter, *out);
         return status;
@@ -127,7 +127,7 @@ rh_status lock_add_waiter(rh_lock_table *table, struct lock_shard *shard, uint32
     return RH_OK;
 }
 
-void lock_remove_waiter(struct lock_shard *shard, uint32_t number)
+void rh_lock_remove_waiter(struct lock_shard *shard, uint32_t number)
 {
     struct lock_waiter *waiter = lock_waiter_at(shard, number);
     struct lock_queue *queue = lock_queue_at(shard, lock_entry_at(shard, waiter->entry)->queue);
@@ -152,7 +152,7 @@ void lock_remove_waiter(struct lock_shard *shard, uint32_t number)
     lock_pool_give(&shard->waiters, sizeof *waiter, number);
 }
 
-void lock_drop_queue(struct lock_shard *shard, uint32_t number)
+void rh_lock_drop_queue(struct lock_shard *shard, uint32_t number)
 {
     struct lock_entry *entry = lock_entry_at(shard, number);
 
@@ -162,7 +162,7 @@ void lock_drop_queue(struct lock_shard *shard, uint32_t number)
     }
 }
 
-void lock_count_room(const struct lock_shard *shard, uint32_t number, struct lock_room *room)
+void rh_lock_count_room(const struct lock_shard *shard, uint32_t number, struct lock_room *room)
 {
     const struct lock_entry *entry = lock_entry_at(shard, number);
 
@@ -172,7 +172,7 @@ void lock_count_room(const struct lock_shard *shard, uint32_t number, struct loc
     }
 }
 
-rh_status lock_reserve_grants(rh_lock_grants *grants, struct lock_room room)
+rh_status rh_lock_reserve_grants(rh_lock_grants *grants, struct lock_room room)
 {
     rh_lock_grant *items = NULL;
     char *text = NULL;
@@ -213,16 +213,16 @@ static void grant(rh_lock_table *table, struct lock_shard *shard, uint32_t numbe
     struct lock_waiter waiter = *lock_waiter_at(shard, number);
     uint64_t token;
 
-    lock_remove_waiter(shard, number);
+    rh_lock_remove_waiter(shard, number);
     token = lock_add_hold(table, shard, waiter.entry, waiter.hold, waiter.owner, waiter.mode);
-    lock_end_wait(table, waiter.owner);
+    rh_lock_end_wait(table, waiter.owner);
     grants->items[grants->count++] =
         (rh_lock_grant){name, lock_entry_at(shard, waiter.entry)->name_bytes, waiter.owner, token,
                         (rh_lock_mode)waiter.mode};
 }
 
-void lock_serve(rh_lock_table *table, struct lock_shard *shard, uint32_t number,
-                rh_lock_grants *grants)
+void rh_lock_serve(rh_lock_table *table, struct lock_shard *shard, uint32_t number,
+                   rh_lock_grants *grants)
 {
     struct lock_entry *entry = lock_entry_at(shard, number);
     struct lock_queue *queue = lock_queue_at(shard, entry->queue);
@@ -237,7 +237,7 @@ void lock_serve(rh_lock_table *table, struct lock_shard *shard, uint32_t number,
         const struct lock_hold *hold = waiter->hold ? lock_hold_at(shard, waiter->hold) : NULL;
 
         next = waiter->next;
-        if (lock_excluded[waiter->mode] & (skipped | lock_held_by_others(entry, hold))) {
+        if (rh_lock_excluded[waiter->mode] & (skipped | lock_held_by_others(entry, hold))) {
             skipped |= LOCK_BIT(waiter->mode);
             continue;
         }
@@ -248,6 +248,6 @@ void lock_serve(rh_lock_table *table, struct lock_shard *shard, uint32_t number,
         }
         grant(table, shard, at, grants, name);
     }
-    lock_drop_queue(shard, number);
+    rh_lock_drop_queue(shard, number);
     lock_settle_entry(shard, number);
 }

@@ -6,7 +6,7 @@ static inline void settle(rh_lock_table *table, struct lock_shard *shard, uint32
                           rh_lock_grants *grants)
 {
     if (lock_entry_at(shard, entry)->queue != 0) {
-        lock_serve(table, shard, entry, grants);
+        rh_lock_serve(table, shard, entry, grants);
     } else {
         lock_settle_entry(shard, entry);
     }
@@ -22,8 +22,8 @@ static inline rh_status reserve_for(const struct lock_shard *shard, uint32_t ent
         grants->count = 0;
         return RH_OK;
     }
-    lock_count_room(shard, entry, &room);
-    return lock_reserve_grants(grants, room);
+    rh_lock_count_room(shard, entry, &room);
+    return rh_lock_reserve_grants(grants, room);
 }
 
 static inline rh_status release(rh_lock_table *table, struct lock_shard *shard,
@@ -69,17 +69,17 @@ static rh_status cancel(rh_lock_table *table, struct lock_shard *shard, const st
     struct lock_wait wait = {0, 0};
 
     if (lock_owner_tracked(table, owner)) {
-        wait = lock_find_wait(table, owner);
+        wait = rh_lock_find_wait(table, owner);
     }
     if (entry == 0 || wait.waiter == 0 || wait.shard != shard->number ||
         lock_waiter_at(shard, wait.waiter)->entry != entry) {
-        return lock_reserve_grants(grants, (struct lock_room){0, 0});
+        return rh_lock_reserve_grants(grants, (struct lock_room){0, 0});
     }
     if (reserve_for(shard, entry, grants) != RH_OK) {
         return RH_NO_MEMORY;
     }
-    lock_remove_waiter(shard, wait.waiter);
-    lock_end_wait(table, owner);
+    rh_lock_remove_waiter(shard, wait.waiter);
+    rh_lock_end_wait(table, owner);
     settle(table, shard, entry, grants);
     return RH_OK;
 }
@@ -111,7 +111,8 @@ static rh_status downgrade(rh_lock_table *table, struct lock_shard *shard,
     if (hold == 0) {
         return RH_NOT_OWNED;
     }
-    if (lock_covering[lock_hold_at(shard, hold)->mode][mode] != lock_hold_at(shard, hold)->mode) {
+    if (rh_lock_covering[lock_hold_at(shard, hold)->mode][mode] !=
+        lock_hold_at(shard, hold)->mode) {
         return RH_INVALID_ARGUMENT;
     }
     if (reserve_for(shard, entry, grants) != RH_OK) {
@@ -138,21 +139,21 @@ rh_status rh_lock_downgrade(rh_lock_table *table, const void *name, size_t name_
     return status;
 }
 
-void lock_count_owner(const rh_lock_table *table, uint64_t owner, uint64_t shards,
-                      struct lock_wait wait, struct lock_room *room)
+void rh_lock_count_owner(const rh_lock_table *table, uint64_t owner, uint64_t shards,
+                         struct lock_wait wait, struct lock_room *room)
 {
     for (size_t i = 0; i < LOCK_SHARDS; i++) {
         const struct lock_shard *shard = &table->shards[i];
         uint32_t hold = shards >> i & 1 ? lock_first_hold(shard, owner) : 0;
 
         for (; hold != 0; hold = lock_hold_at(shard, hold)->owner_next) {
-            lock_count_room(shard, lock_hold_at(shard, hold)->entry, room);
+            rh_lock_count_room(shard, lock_hold_at(shard, hold)->entry, room);
         }
     }
     if (wait.waiter != 0) {
         const struct lock_shard *shard = &table->shards[wait.shard];
 
-        lock_count_room(shard, lock_waiter_at(shard, wait.waiter)->entry, room);
+        rh_lock_count_room(shard, lock_waiter_at(shard, wait.waiter)->entry, room);
     }
 }
 
@@ -191,8 +192,8 @@ static void drop_owner(rh_lock_table *table, uint64_t owner, uint64_t shards, st
         struct lock_shard *shard = &table->shards[wait.shard];
         uint32_t entry = lock_waiter_at(shard, wait.waiter)->entry;
 
-        lock_remove_waiter(shard, wait.waiter);
-        lock_end_wait(table, owner);
+        rh_lock_remove_waiter(shard, wait.waiter);
+        rh_lock_end_wait(table, owner);
         touch(shard, entry);
     }
 }
@@ -207,7 +208,7 @@ static void serve_touched(rh_lock_table *table, uint64_t shards, rh_lock_grants 
 
             shard->touched = queue->next_touched;
             queue->touched = false;
-            lock_serve(table, shard, queue->entry, grants);
+            rh_lock_serve(table, shard, queue->entry, grants);
         }
         if (shards >> i & 1) {
             lock_trim_shard(shard);
@@ -225,25 +226,25 @@ rh_status rh_lock_release_owner(rh_lock_table *table, uint64_t owner, rh_lock_gr
     if (table == NULL || owner - 1 >= RH_LOCK_OWNER_MAX || grants == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    shards = lock_shards_of(table, owner);
-    wait = lock_find_wait(table, owner);
+    shards = rh_lock_shards_of(table, owner);
+    wait = rh_lock_find_wait(table, owner);
     if (wait.waiter != 0) {
         shards |= (uint64_t)1 << wait.shard;
     }
-    lock_shards(table, shards);
+    rh_lock_lock_shards(table, shards);
     /* A wait that another thread began meanwhile, elsewhere, comes after this call. */
-    wait = lock_find_wait(table, owner);
+    wait = rh_lock_find_wait(table, owner);
     if (!(shards >> wait.shard & 1)) {
         wait.waiter = 0;
     }
-    lock_count_owner(table, owner, shards, wait, &room);
-    status = lock_reserve_grants(grants, room);
+    rh_lock_count_owner(table, owner, shards, wait, &room);
+    status = rh_lock_reserve_grants(grants, room);
     if (status == RH_OK) {
         drop_owner(table, owner, shards, wait);
         serve_touched(table, shards, grants);
-        lock_forget_deadline(table, owner);
+        rh_lock_forget_deadline(table, owner);
     }
-    unlock_shards(table, shards);
+    rh_lock_unlock_shards(table, shards);
     return status;
 }
 
@@ -256,17 +257,17 @@ rh_status rh_lock_expire(rh_lock_table *table, int64_t now_ns, rh_lock_grants *g
     if (table == NULL || grants == NULL) {
         return RH_INVALID_ARGUMENT;
     }
-    lock_shards(table, LOCK_SHARDS_ALL);
-    lock_count_expired(table, now_ns, &room);
-    status = lock_reserve_grants(grants, room);
+    rh_lock_lock_shards(table, LOCK_SHARDS_ALL);
+    rh_lock_count_expired(table, now_ns, &room);
+    status = rh_lock_reserve_grants(grants, room);
     for (size_t i = 0; status == RH_OK && i < LOCK_STRIPES; i++) {
-        while (lock_take_expired(table, i, now_ns, &expired)) {
+        while (rh_lock_take_expired(table, i, now_ns, &expired)) {
             drop_owner(table, expired.owner, expired.shards, expired.wait);
         }
     }
     if (status == RH_OK) {
         serve_touched(table, LOCK_SHARDS_ALL, grants);
     }
-    unlock_shards(table, LOCK_SHARDS_ALL);
+    rh_lock_unlock_shards(table, LOCK_SHARDS_ALL);
     return status;
 }

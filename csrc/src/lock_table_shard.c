@@ -11,21 +11,21 @@
 #define SIX LOCK_BIT(RH_LOCK_SHARED_INTENT_EXCLUSIVE)
 #define X LOCK_BIT(RH_LOCK_EXCLUSIVE)
 
-const uint8_t lock_excluded[RH_LOCK_EXCLUSIVE + 1] = {0,
-                                                      X,
-                                                      S | U | SIX | X,
-                                                      IX | SIX | X,
-                                                      IX | U | SIX | X,
-                                                      IX | S | U | SIX | X,
-                                                      IS | IX | S | U | SIX | X};
+const uint8_t rh_lock_excluded[RH_LOCK_EXCLUSIVE + 1] = {0,
+                                                         X,
+                                                         S | U | SIX | X,
+                                                         IX | SIX | X,
+                                                         IX | U | SIX | X,
+                                                         IX | S | U | SIX | X,
+                                                         IS | IX | S | U | SIX | X};
 
-const uint8_t lock_covering[RH_LOCK_EXCLUSIVE + 1][RH_LOCK_EXCLUSIVE + 1] = {
+const uint8_t rh_lock_covering[RH_LOCK_EXCLUSIVE + 1][RH_LOCK_EXCLUSIVE + 1] = {
     {0, 1, 2, 3, 4, 5, 6}, {1, 1, 2, 3, 4, 5, 6}, {2, 2, 2, 5, 5, 5, 6}, {3, 3, 5, 3, 4, 5, 6},
     {4, 4, 5, 4, 4, 5, 6}, {5, 5, 5, 5, 5, 5, 6}, {6, 6, 6, 6, 6, 6, 6}};
 
-uint64_t lock_hash_long(const char *name, size_t name_bytes)
+uint64_t rh_lock_hash_long(const char *name, size_t name_bytes, uint64_t seed)
 {
-    return XXH3_64bits(name, name_bytes);
+    return XXH3_64bits_withSeed(name, name_bytes, seed);
 }
 
 static unsigned name_size(size_t bytes)
@@ -67,7 +67,7 @@ static void give_name(struct lock_shard *shard, char *name, size_t bytes)
     pool->count++;
 }
 
-uint32_t lock_take_hold(struct lock_shard *shard)
+uint32_t rh_lock_take_hold(struct lock_shard *shard)
 {
     uint32_t number = lock_pool_take(&shard->records, sizeof(struct lock_record));
     struct lock_hold *hold = lock_hold_at(shard, number);
@@ -77,7 +77,7 @@ uint32_t lock_take_hold(struct lock_shard *shard)
     return number;
 }
 
-rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key, uint32_t *out)
+rh_status rh_lock_make_entry(struct lock_shard *shard, const struct lock_key *key, uint32_t *out)
 {
     struct lock_entry *entry;
     char *far = NULL;
@@ -91,7 +91,7 @@ rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key, 
             return RH_NO_MEMORY;
         }
     }
-    *out = lock_take_hold(shard);
+    *out = rh_lock_take_hold(shard);
     entry = lock_entry_at(shard, *out);
     *entry = (struct lock_entry){.tag = key->tag, .name_bytes = (uint16_t)key->bytes};
     if (far) {
@@ -102,7 +102,7 @@ rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key, 
     return RH_OK;
 }
 
-void lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold)
+void rh_lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold)
 {
     struct lock_holder *holder = LOCK_POOL_AT(lock_holder, shard->holders, hold->party);
 
@@ -121,14 +121,14 @@ void lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold)
     hold->owner = 0;
 }
 
-void lock_link_to_owner(struct lock_shard *shard, uint32_t number, uint64_t owner)
+void rh_lock_link_to_owner(struct lock_shard *shard, uint32_t number, uint64_t owner)
 {
     struct lock_hold *hold = lock_hold_at(shard, number);
     struct lock_holder *holder;
     uint32_t found;
 
     if (hold->owner != 0) {
-        lock_unlink_from_owner(shard, hold);
+        rh_lock_unlink_from_owner(shard, hold);
     }
     found = lock_find_holder(shard, owner);
     if (found == 0) {
@@ -147,7 +147,7 @@ void lock_link_to_owner(struct lock_shard *shard, uint32_t number, uint64_t owne
     holder->first = number;
 }
 
-void lock_remove_entry(struct lock_shard *shard, uint32_t number)
+void rh_lock_remove_entry(struct lock_shard *shard, uint32_t number)
 {
     struct lock_entry *entry = lock_entry_at(shard, number);
     struct lock_hold *resting = lock_hold_at(shard, number);
@@ -157,12 +157,12 @@ void lock_remove_entry(struct lock_shard *shard, uint32_t number)
         give_name(shard, entry->name.far, entry->name_bytes);
     }
     if (resting->owner != 0) {
-        lock_unlink_from_owner(shard, resting);
+        rh_lock_unlink_from_owner(shard, resting);
     }
     lock_pool_give(&shard->records, sizeof(struct lock_record), number);
 }
 
-uint32_t lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, uint64_t owner)
+uint32_t rh_lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, uint64_t owner)
 {
     uint32_t hash = lock_hold_hash(entry, owner), at = hash, number;
 
@@ -176,7 +176,7 @@ uint32_t lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, uint
     return number;
 }
 
-void lock_clear_shard(struct lock_shard *shard)
+void rh_lock_clear_shard(struct lock_shard *shard)
 {
     for (uint32_t i = 1; shard->names.count > 0 && i <= shard->names.mask + 1; i++) {
         uint32_t number = shard->names.slots[i - 1].item;
@@ -197,23 +197,23 @@ void lock_clear_shard(struct lock_shard *shard)
         pool->count = 0;
     }
     shard->idle = 0;
-    lock_index_clear(&shard->names);
-    lock_index_clear(&shard->owners);
-    lock_index_clear(&shard->crowd);
-    lock_pool_clear(&shard->records);
-    lock_pool_clear(&shard->holders);
-    lock_pool_clear(&shard->waiters);
-    lock_pool_clear(&shard->queues);
+    rh_lock_index_clear(&shard->names);
+    rh_lock_index_clear(&shard->owners);
+    rh_lock_index_clear(&shard->crowd);
+    rh_lock_pool_clear(&shard->records);
+    rh_lock_pool_clear(&shard->holders);
+    rh_lock_pool_clear(&shard->waiters);
+    rh_lock_pool_clear(&shard->queues);
 }
 
-void lock_rest_shard(struct lock_shard *shard)
+void rh_lock_rest_shard(struct lock_shard *shard)
 {
     if (shard->records.used <= LOCK_CAPACITY_KEPT && shard->waiters.used <= LOCK_CAPACITY_KEPT) {
-        lock_clear_shard(shard);
+        rh_lock_clear_shard(shard);
         return;
     }
     if (shard->idle != 0) {
-        lock_remove_entry(shard, shard->idle);
+        rh_lock_remove_entry(shard, shard->idle);
         shard->idle = 0;
     }
     lock_pool_reset(&shard->records);

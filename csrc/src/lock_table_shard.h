@@ -11,29 +11,29 @@
 #include "xxh3.h"
 
 /* The hash of a name of more than 16 bytes. */
-uint64_t lock_hash_long(const char *name, size_t name_bytes);
+uint64_t rh_lock_hash_long(const char *name, size_t name_bytes, uint64_t seed);
 
 /*
  * An empty entry, for which a hold was reserved; lock_settle_entry() takes it away again unless
  * something was put into it.
  */
-rh_status lock_make_entry(struct lock_shard *shard, const struct lock_key *key, uint32_t *out);
-void lock_remove_entry(struct lock_shard *shard, uint32_t number);
+rh_status rh_lock_make_entry(struct lock_shard *shard, const struct lock_key *key, uint32_t *out);
+void rh_lock_remove_entry(struct lock_shard *shard, uint32_t number);
 
 /* A record for a hold that finds the room beside the name taken. */
-uint32_t lock_take_hold(struct lock_shard *shard);
+uint32_t rh_lock_take_hold(struct lock_shard *shard);
 
 /* Chains the hold to its owner; one of another owner that rested there is no longer chained. */
-void lock_link_to_owner(struct lock_shard *shard, uint32_t hold, uint64_t owner);
-void lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold);
+void rh_lock_link_to_owner(struct lock_shard *shard, uint32_t hold, uint64_t owner);
+void rh_lock_unlink_from_owner(struct lock_shard *shard, struct lock_hold *hold);
 
 /* lock_find_hold() by the index, of a name with many holders. */
-uint32_t lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, uint64_t owner);
+uint32_t rh_lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, uint64_t owner);
 
-void lock_clear_shard(struct lock_shard *shard);
+void rh_lock_clear_shard(struct lock_shard *shard);
 
 /* Of a shard that fell empty and is larger than what always stays. */
-void lock_rest_shard(struct lock_shard *shard);
+void rh_lock_rest_shard(struct lock_shard *shard);
 
 /* How many are held or awaited. */
 static inline size_t lock_count_names(const struct lock_shard *shard)
@@ -51,7 +51,7 @@ static inline void lock_trim_shard(struct lock_shard *shard)
     if ((shard->records.capacity > LOCK_CAPACITY_KEPT ||
          shard->waiters.capacity > LOCK_CAPACITY_KEPT) &&
         lock_count_names(shard) == 0) {
-        lock_rest_shard(shard);
+        rh_lock_rest_shard(shard);
     }
 }
 
@@ -80,7 +80,8 @@ static inline bool lock_make_key(const rh_lock_table *table, const void *name, s
         owner - 1 >= RH_LOCK_OWNER_MAX) {
         return false;
     }
-    hash = name_bytes <= 16 ? XXH3_64bits(name, name_bytes) : lock_hash_long(name, name_bytes);
+    hash = name_bytes <= 16 ? XXH3_64bits_withSeed(name, name_bytes, table->hash_seed)
+                            : rh_lock_hash_long(name, name_bytes, table->hash_seed);
     *out = (struct lock_key){name, name_bytes, (uint32_t)(hash >> 58), (uint32_t)hash};
     return true;
 }
@@ -157,7 +158,7 @@ static inline void lock_settle_entry(struct lock_shard *shard, uint32_t number)
 
     if (entry->first == 0 && entry->queue == 0 && shard->idle != number) {
         if (shard->idle != 0) {
-            lock_remove_entry(shard, shard->idle);
+            rh_lock_remove_entry(shard, shard->idle);
         }
         shard->idle = number;
         if (resting->owner != 0) {
@@ -192,7 +193,7 @@ static inline uint32_t lock_find_hold(const struct lock_shard *shard, uint32_t e
         }
         number = lock_hold_at(shard, number)->next;
     }
-    return number != 0 ? lock_find_in_crowd(shard, entry, owner) : 0;
+    return number != 0 ? rh_lock_find_in_crowd(shard, entry, owner) : 0;
 }
 
 /* A count that reached its largest value stays there: it has become a lasting "perhaps". */
@@ -206,7 +207,7 @@ static inline void lock_count_presence(rh_lock_table *table, const struct lock_s
         atomic_store_explicit(cell, (uint8_t)((int)count + change), memory_order_relaxed);
     }
     if (lock_owner_tracked(table, owner)) {
-        lock_note_presence(table, shard->number, owner, change > 0);
+        rh_lock_note_presence(table, shard->number, owner, change > 0);
     }
 }
 
@@ -239,11 +240,11 @@ static inline uint32_t lock_new_hold(rh_lock_table *table, struct lock_shard *sh
     uint32_t made = number;
 
     if (hold->count > 0) {
-        made = lock_take_hold(shard);
+        made = rh_lock_take_hold(shard);
         hold = lock_hold_at(shard, made);
     }
     if (hold->owner != owner) {
-        lock_link_to_owner(shard, made, owner);
+        rh_lock_link_to_owner(shard, made, owner);
     }
     if (LOCK_POOL_AT(lock_holder, shard->holders, hold->party)->held++ == 0) {
         lock_count_presence(table, shard, owner, 1);
@@ -316,10 +317,10 @@ static inline void lock_remove_hold(rh_lock_table *table, struct lock_shard *sha
         lock_count_presence(table, shard, hold->owner, -1);
     }
     if (number != hold->entry) {
-        lock_unlink_from_owner(shard, hold);
+        rh_lock_unlink_from_owner(shard, hold);
         lock_pool_give(&shard->records, sizeof(struct lock_record), number);
     } else if (entry->first != 0 || entry->queue != 0) {
-        lock_unlink_from_owner(shard, hold);
+        rh_lock_unlink_from_owner(shard, hold);
     }
 }
 

@@ -41,7 +41,7 @@ static void reach_holder(struct search *search, uint64_t owner)
     rh_lock_table *table = search->table;
 
     if (lock_owner_tracked(table, owner)) {
-        struct lock_wait wait = lock_find_wait(table, owner);
+        struct lock_wait wait = rh_lock_find_wait(table, owner);
 
         if (wait.waiter != 0) {
             reach(search, lock_waiter_at(&table->shards[wait.shard], wait.waiter));
@@ -57,7 +57,7 @@ static void reach_holder(struct search *search, uint64_t owner)
 static bool follow_holders(struct search *search, const struct lock_waiter *waiter,
                            const struct lock_shard *shard, struct lock_queue *queue)
 {
-    unsigned excluded = lock_excluded[waiter->mode];
+    unsigned excluded = rh_lock_excluded[waiter->mode];
     const struct lock_entry *entry = lock_entry_at(shard, waiter->entry);
 
     if (queue->search != search->number) {
@@ -88,7 +88,7 @@ static bool follow_holders(struct search *search, const struct lock_waiter *wait
 static bool follow_queue(struct search *search, const struct lock_waiter *waiter,
                          const struct lock_shard *shard)
 {
-    unsigned excluded = lock_excluded[waiter->mode];
+    unsigned excluded = rh_lock_excluded[waiter->mode];
 
     for (uint32_t at = waiter->previous; at != 0;) {
         struct lock_waiter *earlier = lock_waiter_at(shard, at);
@@ -109,7 +109,7 @@ static bool follow_queue(struct search *search, const struct lock_waiter *waiter
     return false;
 }
 
-bool lock_closes_cycle(rh_lock_table *table, struct lock_waiter *start)
+bool rh_lock_closes_cycle(rh_lock_table *table, struct lock_waiter *start)
 {
     struct search search = {table, start, NULL, ++table->searches};
 

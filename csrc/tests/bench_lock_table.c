@@ -101,7 +101,7 @@ int main(int argument_count, char **arguments)
     size_t size = 1;
     double begin, acquired;
 
-    require(count > 0 && names && rh_lock_table_new(&table) == RH_OK &&
+    require(count > 0 && names && rh_lock_table_new(NULL, &table) == RH_OK &&
             rh_lock_grants_new(&grants) == RH_OK);
     for (size_t i = 0; i < count; i++) {
         snprintf(names[i], sizeof names[i], "order/%010u", (unsigned)i);

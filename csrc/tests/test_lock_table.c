@@ -4,6 +4,7 @@
  */
 #include <ringhold/lock_table.h>
 
+#include "lock_table_shard.h"
 #include "rh_test.h"
 
 #define IS RH_LOCK_INTENT_SHARED
@@ -22,7 +23,7 @@ static void begin(void)
     rh_lock_grants_free(grants);
     table = NULL;
     grants = NULL;
-    REQUIRE_OK(rh_lock_table_new(&table));
+    REQUIRE_OK(rh_lock_table_new(NULL, &table));
     REQUIRE_OK(rh_lock_grants_new(&grants));
 }
 
@@ -378,7 +379,7 @@ static void misuse_returns_a_status(void)
     size_t count;
 
     begin();
-    REFUSED(rh_lock_table_new(NULL));
+    REFUSED(rh_lock_table_new(NULL, NULL));
     REFUSED(rh_lock_grants_new(NULL));
     REFUSED(rh_lock_grants_read(NULL, &items, &count));
     REFUSED(rh_lock_table_size(NULL, &count));
@@ -417,8 +418,29 @@ static void misuse_returns_a_status(void)
     rh_lock_grants_free(NULL);
 }
 
+/* Names that fall into one shard with one tag do not with another seed. */
+static void a_seed_parts_names_whose_hashes_agree(void)
+{
+    static const char *const names[] = {"lock/of/a/customer/0303032", "lock/of/a/customer/0519794"};
+    rh_lock_table_options options = {.hash_seed = 0};
+    struct lock_key keys[2];
+
+    for (; options.hash_seed < 3; options.hash_seed++) {
+        rh_lock_table *seeded = NULL;
+
+        REQUIRE_OK(rh_lock_table_new(&options, &seeded));
+        for (size_t i = 0; i < 2; i++) {
+            CHECK(lock_make_key(seeded, names[i], strlen(names[i]), 1, &keys[i]));
+        }
+        CHECK((keys[0].shard == keys[1].shard && keys[0].tag == keys[1].tag) ==
+              (options.hash_seed == 0));
+        rh_lock_table_free(seeded);
+    }
+}
+
 int main(void)
 {
+    RUN(a_seed_parts_names_whose_hashes_agree);
     RUN(every_pair_of_modes);
     RUN(waiters_are_served_in_order_and_together_where_they_can);
     RUN(an_upgrade_comes_before_everybody_but_earlier_upgrades);

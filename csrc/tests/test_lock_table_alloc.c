@@ -96,7 +96,7 @@ static struct scene crowded(void)
 {
     struct scene scene = {NULL, NULL};
 
-    REQUIRE_OK(rh_lock_table_new(&scene.table));
+    REQUIRE_OK(rh_lock_table_new(NULL, &scene.table));
     REQUIRE_OK(rh_lock_grants_new(&scene.grants));
     acquire(&scene, 0, 1, RH_LOCK_EXCLUSIVE);
     acquire(&scene, 1, 2, RH_LOCK_EXCLUSIVE);
@@ -112,7 +112,7 @@ static struct scene empty(void)
 {
     struct scene scene = {NULL, NULL};
 
-    REQUIRE_OK(rh_lock_table_new(&scene.table));
+    REQUIRE_OK(rh_lock_table_new(NULL, &scene.table));
     REQUIRE_OK(rh_lock_grants_new(&scene.grants));
     return scene;
 }
@@ -233,7 +233,7 @@ static void a_new_table_survives_a_failed_allocation(void)
     rh_lock_grants *grants = NULL;
 
     calls_until_failure = 1;
-    CHECK_STATUS(rh_lock_table_new(&table), RH_NO_MEMORY);
+    CHECK_STATUS(rh_lock_table_new(NULL, &table), RH_NO_MEMORY);
     calls_until_failure = 1;
     CHECK_STATUS(rh_lock_grants_new(&grants), RH_NO_MEMORY);
     CHECK(table == NULL && grants == NULL);

@@ -288,7 +288,7 @@ static void call_at_random(void)
 
 static void random_calls_answer_as_the_model_does(void)
 {
-    REQUIRE_OK(rh_lock_table_new(&world.table));
+    REQUIRE_OK(rh_lock_table_new(NULL, &world.table));
     REQUIRE_OK(rh_lock_grants_new(&world.grants));
     for (int i = 0; i < CALLS && rh_test_failures == 0; i++) {
         call_at_random();

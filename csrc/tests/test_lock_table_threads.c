@@ -177,7 +177,7 @@ static void eight_threads_exclude_each_other_and_all_come_through(void)
     pthread_t threads[THREADS];
     size_t size = 99;
 
-    REQUIRE_OK(rh_lock_table_new(&table));
+    REQUIRE_OK(rh_lock_table_new(NULL, &table));
     for (uint64_t i = 0; i < THREADS; i++) {
         workers[i].number = i;
         workers[i].state = i + 1;

@@ -184,7 +184,7 @@ def test_a_node_gives_up_copies_of_all_its_partitions():
 def test_weights_that_are_meant_to_be_equal_are():
     layout = Layout({"a": 15, "b": 17}, replicas=1, partitions=32)
     assert counts(layout) == {"a": 15, "b": 17}
-    plan = layout.rebalance({"a": 0.3, "b": 0.1 + 0.2})
+    plan = layout.rebalance({"a": 1, "b": 1 + 1e-13})
     assert counts(plan.layout) == {"a": 16, "b": 16}
 
 

@@ -187,9 +187,26 @@ def test_missing_and_unknown_arguments_are_type_errors(method):
     assert len(table) == 0
 
 
-def test_a_table_takes_no_arguments_and_does_not_pickle():
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+def test_a_seed_changes_no_answer(seed):
+    table = LockTable(hash_seed=seed)
+    names = ["a", "b" * 17, "c" * 300]
+    assert [table.try_acquire(name, 1) for name in names] == [1, 2, 3]
+    assert [table.request(name, 2) for name in names[:1]] == [0]
+    assert [grant.name for grant in table.release_owner(1)] == ["a"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_there_are_not(seed):
+    with pytest.raises(InvalidInput, match="hash_seed"):
+        LockTable(hash_seed=seed)
+
+
+def test_a_table_takes_nothing_but_a_seed_and_does_not_pickle():
     with pytest.raises(TypeError):
         LockTable(5)
+    with pytest.raises(TypeError):
+        LockTable(hash_seed="x")
     with pytest.raises(TypeError):
         pickle.dumps(LockTable())
 

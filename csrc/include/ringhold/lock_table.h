@@ -102,8 +102,19 @@ RH_API void rh_lock_grants_free(rh_lock_grants *grants);
 RH_API rh_status rh_lock_grants_read(const rh_lock_grants *grants, const rh_lock_grant **out,
                                      size_t *count);
 
+typedef struct rh_lock_table_options {
+    /*
+     * Names are found by XXH3 with this seed. Whoever may choose many names, and knows the seed,
+     * can choose them so that finding one takes as long as there are names: give a random one
+     * where names come from strangers. Nothing else depends on it but the order in which names
+     * come in the grants of rh_lock_release_owner and rh_lock_expire.
+     */
+    uint64_t hash_seed;
+} rh_lock_table_options;
+
 /* An empty table; RH_NO_MEMORY. */
-RH_API RH_NODISCARD rh_status rh_lock_table_new(rh_lock_table **out);
+RH_API RH_NODISCARD rh_status rh_lock_table_new(const rh_lock_table_options *options,
+                                                rh_lock_table **out);
 
 /* With everything that is held and awaited in it. */
 RH_API void rh_lock_table_free(rh_lock_table *table);

@@ -287,7 +287,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct run run = {.input = {data, size}};
     size_t left = SIZE_MAX;
 
-    PROMISE(rh_lock_table_new(&run.table) == RH_OK);
+    PROMISE(rh_lock_table_new(NULL, &run.table) == RH_OK);
     PROMISE(rh_lock_grants_new(&run.grants) == RH_OK);
     for (unsigned calls = 0; calls < CALLS_MAX && run.input.left > 0; calls++) {
         call(&run);

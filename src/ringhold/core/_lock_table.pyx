@@ -23,8 +23,8 @@ from ringhold.core.c_ringhold cimport (
     rh_lock_cancel, rh_lock_downgrade, rh_lock_expire, rh_lock_get_holders, rh_lock_get_mode,
     rh_lock_get_waiters, rh_lock_grant, rh_lock_grants, rh_lock_grants_free, rh_lock_grants_new,
     rh_lock_grants_read, rh_lock_mode, rh_lock_party, rh_lock_release, rh_lock_release_owner,
-    rh_lock_renew, rh_lock_request, rh_lock_table_free, rh_lock_table_new, rh_lock_table_size,
-    rh_lock_try_acquire, rh_status,
+    rh_lock_renew, rh_lock_request, rh_lock_table_free, rh_lock_table_new,
+    rh_lock_table_options, rh_lock_table_size, rh_lock_try_acquire, rh_status,
 )
 
 from ringhold.errors import DeadlockError, InvalidInput, NotOwned
@@ -167,7 +167,7 @@ cdef list _read_grants(LockTable table):
 cdef class LockTable:
     """Named locks in six modes: IS, IX, S, U, SIX and X. Nobody waits in it: who has to is queued.
 
-    LockTable()
+    LockTable(*, hash_seed=0)
 
     Names are ``str`` or ``bytes`` of 1 to 4096 bytes, the same text being the same name in both,
     and come back as ``str`` (UTF-8 with surrogateescape). Owners are ints from 1 to 2**63 - 1,
@@ -190,6 +190,9 @@ cdef class LockTable:
     makes room returns those who got it now as ``TableGrant(name, owner, token, mode)``, those of
     one name in their order; to wake them is the caller's affair.
 
+    Names are hashed with `hash_seed`, 0 to 2**64 - 1. Where strangers choose the names give a random
+    one, or they can choose names that make the table slow.
+
     Every call raises TypeError for wrong types and InvalidInput (a ValueError) for a name or
     owner out of bounds and for an unknown mode, and then has changed nothing. Any number of
     threads may use one table. A table can be neither copied nor pickled.
@@ -204,14 +207,15 @@ cdef class LockTable:
     [TableGrant(name='order/7', owner=2, token=2, mode=<Mode.SHARED: 'shared'>)]
     """
 
-    def __cinit__(self):
-        status = rh_lock_table_new(&self.table)
+    def __cinit__(self, *, hash_seed=0):
+        cdef rh_lock_table_options options
+        seed = _as_index(hash_seed)
+        if not 0 <= seed < 2**64:
+            raise InvalidInput(f"hash_seed must be at least 0 and below 2**64, not {seed}")
+        options.hash_seed = seed
+        status = rh_lock_table_new(&options, &self.table)
         if status != RH_OK:
             raise_status(status, "a lock table")
-
-    def __init__(self):
-        # Alone, __cinit__ would let any arguments pass.
-        pass
 
     def __reduce__(self):
         raise TypeError("a LockTable can be neither copied nor pickled: its locks are held in it")

@@ -214,7 +214,11 @@ cdef extern from "ringhold/lock_table.h" nogil:
     void rh_lock_grants_free(rh_lock_grants *grants) noexcept
     rh_status rh_lock_grants_read(const rh_lock_grants *grants, const rh_lock_grant **out,
                                   size_t *count) noexcept
-    rh_status rh_lock_table_new(rh_lock_table **out) noexcept
+    ctypedef struct rh_lock_table_options:
+        uint64_t hash_seed
+
+    rh_status rh_lock_table_new(const rh_lock_table_options *options,
+                                rh_lock_table **out) noexcept
     void rh_lock_table_free(rh_lock_table *table) noexcept
     rh_status rh_lock_table_size(rh_lock_table *table, size_t *out) noexcept
     rh_status rh_lock_try_acquire(rh_lock_table *table, const void *name, size_t name_bytes,
