@@ -206,7 +206,7 @@ void lock_clear_shard(struct lock_shard *shard)
     lock_pool_clear(&shard->queues);
 }
 
-void lock_rest_shard(struct lock_shard *shard)
+void lock_shrink_shard(struct lock_shard *shard)
 {
     if (shard->records.used <= LOCK_CAPACITY_KEPT && shard->waiters.used <= LOCK_CAPACITY_KEPT) {
         lock_clear_shard(shard);
