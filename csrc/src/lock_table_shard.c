@@ -206,7 +206,7 @@ void rh_lock_clear_shard(struct lock_shard *shard)
     rh_lock_pool_clear(&shard->queues);
 }
 
-void rh_lock_rest_shard(struct lock_shard *shard)
+void rh_lock_shrink_shard(struct lock_shard *shard)
 {
     if (shard->records.used <= LOCK_CAPACITY_KEPT && shard->waiters.used <= LOCK_CAPACITY_KEPT) {
         rh_lock_clear_shard(shard);

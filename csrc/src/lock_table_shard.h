@@ -1,5 +1,6 @@
 /*
- * Names and holds of one shard of the lock table, whose mutex is held. Numbers are of the shard.
+ * Names and holds of one shard of the lock table, whose mutex is held from when the name's key
+ * is made. Numbers are of the shard.
  * Inline, since together they are the way of every acquire and release.
  */
 #ifndef RINGHOLD_SRC_LOCK_TABLE_SHARD_H
@@ -33,7 +34,7 @@ uint32_t rh_lock_find_in_crowd(const struct lock_shard *shard, uint32_t entry, u
 void rh_lock_clear_shard(struct lock_shard *shard);
 
 /* Of a shard that fell empty and is larger than what always stays. */
-void rh_lock_rest_shard(struct lock_shard *shard);
+void rh_lock_shrink_shard(struct lock_shard *shard);
 
 /* How many are held or awaited. */
 static inline size_t lock_count_names(const struct lock_shard *shard)
@@ -51,7 +52,7 @@ static inline void lock_trim_shard(struct lock_shard *shard)
     if ((shard->records.capacity > LOCK_CAPACITY_KEPT ||
          shard->waiters.capacity > LOCK_CAPACITY_KEPT) &&
         lock_count_names(shard) == 0) {
-        rh_lock_rest_shard(shard);
+        rh_lock_shrink_shard(shard);
     }
 }
 
@@ -114,6 +115,7 @@ static inline uint32_t lock_find_entry(const struct lock_shard *shard, const str
     while ((number = lock_index_next(&shard->names, key->tag, &at)) != 0) {
         const struct lock_entry *entry = lock_entry_at(shard, number);
 
+        /* Needed next if this is the name, and a cache line further. */
         lock_prefetch(lock_hold_at(shard, number));
         if (entry->name_bytes == key->bytes &&
             lock_same_bytes(lock_entry_name(entry), key->name, key->bytes)) {
@@ -133,7 +135,7 @@ static inline uint32_t lock_find_holder(const struct lock_shard *shard, uint64_t
     return number;
 }
 
-/* Some hold of an owner in the shard. Of all that are chained at most one rests. */
+/* Something that the owner holds in the shard. Of all that is chained at most one rests. */
 static inline uint32_t lock_first_hold(const struct lock_shard *shard, uint64_t owner)
 {
     uint32_t holder = lock_find_holder(shard, owner), hold = 0;

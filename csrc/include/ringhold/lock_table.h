@@ -37,7 +37,7 @@
  * and no lock is held when a function returns. A table may be used after fork() if no other
  * thread was inside a call at that time.
  *
- * Memory grows with what is held and awaited at once, to 200–300 bytes a hold, and is kept for
+ * Memory grows with what is held and awaited at once, to 150–300 bytes a hold, and is kept for
  * reuse, so that a warmed up table allocates nothing. A 64th of the table that falls empty gives
  * it back if little of it was used since the last time that it fell empty.
  */

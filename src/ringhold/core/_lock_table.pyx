@@ -190,8 +190,8 @@ cdef class LockTable:
     makes room returns those who got it now as ``TableGrant(name, owner, token, mode)``, those of
     one name in their order; to wake them is the caller's affair.
 
-    Names are hashed with `hash_seed`, 0 to 2**64 - 1. Where strangers choose the names give a random
-    one, or they can choose names that make the table slow.
+    Names are hashed with `hash_seed`, 0 to 2**64 - 1. Where strangers choose the names give a
+    random one, or they can choose names that make the table slow.
 
     Every call raises TypeError for wrong types and InvalidInput (a ValueError) for a name or
     owner out of bounds and for an unknown mode, and then has changed nothing. Any number of
