@@ -13,11 +13,11 @@ from xml.sax.saxutils import escape
 from goals import Goal, Kind
 from pairs import Spread
 
-WIDTH = 900
-LABELS_END = 390
-PLOT_BEGIN = 410
-PLOT_END = 680
-FIGURES_BEGIN = 700
+WIDTH = 930
+LABELS_END = 420
+PLOT_BEGIN = 440
+PLOT_END = 710
+FIGURES_BEGIN = 730
 LINE = 24
 HEAD = 58
 

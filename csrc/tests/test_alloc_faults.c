@@ -6,30 +6,9 @@
 #include <ringhold/checksum.h>
 #include <ringhold/ring.h>
 
+#include "alloc_faults.h"
 #include "rh_test.h"
 #include "ring_internal.h"
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t count, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-
-static size_t calls_until_failure; /* 0: none fails */
-
-static bool fails_now(void)
-{
-    return calls_until_failure > 0 && --calls_until_failure == 0;
-}
-
-void *__wrap_malloc(size_t size)
-{
-    return fails_now() ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t count, size_t size)
-{
-    return fails_now() ? NULL : __real_calloc(count, size);
-}
 
 static const rh_node nodes[] = {
     {"a", 1, "east", 4, 1}, {"b", 1, "west", 4, 2}, {"c", 1, NULL, 0, 5}, {"d", 1, "east", 4, 1}};

@@ -5,29 +5,8 @@
  */
 #include <ringhold/layout.h>
 
+#include "alloc_faults.h"
 #include "rh_test.h"
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t count, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-
-static size_t calls_until_failure; /* 0: none fails */
-
-static bool fails_now(void)
-{
-    return calls_until_failure > 0 && --calls_until_failure == 0;
-}
-
-void *__wrap_malloc(size_t size)
-{
-    return fails_now() ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t count, size_t size)
-{
-    return fails_now() ? NULL : __real_calloc(count, size);
-}
 
 static const rh_node nodes[] = {{"a", 1, "east", 4, 1},
                                 {"b", 1, "west", 4, 2},
