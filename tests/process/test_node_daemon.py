@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -424,8 +425,14 @@ def test_clients_that_announce_much_and_send_nothing_are_dropped(daemon: Daemon)
             clients.append(daemon.connect())
             announced = encode_frame(Operation.PUT, Status.REQUEST, 2, put, BODY_BYTES_MAX)
             clients[-1].sendall(GOOD_HELLO + announced + b"a little")
-        # All memory is spoken for; as soon as they are dropped it is free again.
-        asyncio.run(check_serves(daemon))
+        # All memory is spoken for; as soon as they are dropped it is free again. Until then, and
+        # on a busy machine, a handshake may take longer than a client waits for it.
+        for _ in range(10):
+            with suppress(NodeDown):
+                asyncio.run(check_serves(daemon))
+                break
+        else:
+            pytest.fail("serves nobody else")
     finally:
         for client in clients:
             client.close()
