@@ -13,12 +13,20 @@ import weakref
 from contextvars import ContextVar
 from typing import Any
 
-_numbers = itertools.count(1)
+USER_OWNER_MAX = (1 << 62) - 1
+"""Owners up to this number are those that users name; those given out here are larger."""
+
+_numbers = itertools.count(USER_OWNER_MAX + 1)
 _thread = threading.local()
 _tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
 
 calling_owner: ContextVar[int | None] = ContextVar("ringhold_calling_owner", default=None)
 """Set by the blocking face for what it runs on the loop: the owner that waits for the answer."""
+
+
+def next_owner() -> int:
+    """A number for an owner that is neither a thread nor a task."""
+    return next(_numbers)
 
 
 def thread_owner() -> int:

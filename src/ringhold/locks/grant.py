@@ -1,112 +1,269 @@
-"""A held lock: what proves it, and how its holder learns that it is gone."""
+"""A held lock: what proves it, and how its holder learns that it is gone.
+
+Guarantees: the holder learns of a loss in four ways: `check` raises, `lost` is set, callbacks run
+once, and leaving the block raises LockLost, which never hides the block's own exception. A loss
+is final, and so is a release, which happens once.
+
+A grant that the session has at hand is made and given back on the thread that asks, without the
+event loop; an interrupt between any two instructions leaves it held by nobody.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ringhold.errors import LockLost, NotOwned
-from ringhold.locks.records import EXCLUSIVE, LockKeys, token_of
-from ringhold.locks.session import SessionState
+from ringhold.locks.keys import EXCLUSIVE, SHARED, TOKEN_STEP
 from ringhold.store.base import Born
+from ringhold.types import Mode, TableGrant
+
+if TYPE_CHECKING:
+    from ringhold.locks.cache import SessionLocks
+    from ringhold.locks.claims import CachedLock
+    from ringhold.locks.service import LockService
 
 logger = logging.getLogger("ringhold")
 
-
-class GrantService(Protocol):
-    """`ringhold.locks.lock.LockService`, as its grants need it."""
-
-    async def release(self, grant: Grant) -> None: ...
-
-    def call_in_thread(self, function: Callable[[], object]) -> None: ...
+_making_events = threading.Lock()
 
 
-class Grant:
-    """A held lock. `held` is the compare that it still is; `token` fences what lies outside."""
+class AnyGrant:
+    """What the grants of both faces share; any thread may use it.
+
+    `token` (int) is larger than that of every earlier grant of the name that excludes this one.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_event",
+        "_gone",
+        "_key",
+        "_lock",
+        "_locks",
+        "_mode",
+        "_outer",
+        "_released",
+        "_service",
+        "name",
+        "token",
+    )
 
     def __init__(
         self,
-        service: GrantService,
-        name: bytes,
-        label: str,
-        owner: int,
-        state: SessionState,
-        revision: int,
-        release_nonce: bytes,
+        service: LockService,
+        locks: SessionLocks,
+        lock: CachedLock,
+        key: tuple[bytes, int],
+        exclusive: bool,
+        name: str,
+        outer: AnyGrant | None,
     ):
-        self.token = token_of(revision)
-        self.name = label
-        self.mode = EXCLUSIVE
-        self.owner = owner
-        self.held = Born(LockKeys.of(name).holder, revision)
-        self.lost = asyncio.Event()
-        self.key = (name, owner)
-        self.state = state
-        self.release_nonce = release_nonce
+        if outer is not None:
+            self.token = outer.token
+        elif exclusive:
+            # Nobody else counts here: this very grant excludes them.
+            lock.base = base = lock.base + TOKEN_STEP
+            self.token = base | 1
+        else:
+            # Above every exclusive one so far, below every one to come.
+            self.token = lock.base + TOKEN_STEP
+        self.name = name
         self._service = service
-        self.releasing = False
+        self._locks = locks
+        self._lock = lock
+        self._key = key
+        self._mode = EXCLUSIVE if exclusive else SHARED
+        self._outer = outer
         self._gone = False
         self._released = False
-        self._callbacks: list[Callable[[Grant], object]] = []
+        self._event: Any = None
+        self._callbacks: list[Callable[[Any], object]] | None = None
 
     def __repr__(self) -> str:
         state = "released" if self._released else "lost" if self.is_lost else "held"
-        return f"<Grant {self.name!r} token={self.token} {state}>"
+        return f"<{type(self).__name__} {self.name!r} {self.mode} token={self.token} {state}>"
+
+    @property
+    def mode(self) -> str:
+        """``"exclusive"`` or ``"shared"``."""
+        return self._mode.value
 
     @property
     def is_lost(self) -> bool:
-        """Whether it ended before its release. Callable from any thread."""
-        return self._gone or (not self._released and self.state.expired)
+        """Whether it ended before its release."""
+        return self._gone or (
+            not self._released and (self._lock.dead or self._locks.state.expired)
+        )
 
     @property
     def released(self) -> bool:
         return self._released
 
+    @property
+    def held(self) -> Born:
+        """The compare of a commit that the session still holds the lock."""
+        return self._lock.held(self._locks.state.id)
+
     def check(self) -> None:
         """Raises LockLost when the grant ended, NotOwned when it was released; does no I/O."""
         if self.is_lost:
-            raise LockLost(
-                f"lock {self.name!r} (token {self.token}) was lost before its release",
-                name=self.name,
-                token=self.token,
-            )
+            if self._event is not None:
+                self._event.set()
+            raise self._loss()
         if self._released:
             raise NotOwned(f"lock {self.name!r} was released already", name=self.name)
 
-    def on_lost(self, callback: Callable[[Grant], object]) -> None:
-        """Calls `callback(grant)` on the loop once the grant is lost; at once if it is."""
-        if self.lost.is_set():
+    def _loss(self) -> LockLost:
+        return LockLost(
+            f"lock {self.name!r} (token {self.token}) was lost before its release",
+            name=self.name,
+            token=self.token,
+        )
+
+    def _make_event(self, kind: Callable[[], Any]) -> Any:
+        with _making_events:
+            if self._event is None:
+                self._event = kind()
+        if self.is_lost:
+            self._event.set()
+        return self._event
+
+    def _add_callback(self, callback: Callable[[Any], object]) -> None:
+        """On the loop."""
+        if self.is_lost:
             callback(self)
+        elif self._callbacks is None:
+            self._callbacks = [callback]
         else:
             self._callbacks.append(callback)
 
-    def call_in_thread(self, function: Callable[[], object]) -> None:
-        """Runs `function` where it may block, without anybody waiting for it."""
-        self._service.call_in_thread(function)
-
     def mark_lost(self) -> None:
-        """Called on the loop, when the key or the session was found gone."""
-        if self.releasing or self._released or self.lost.is_set():
+        """Called on the loop when the session, or the lock's key, was found gone."""
+        if self._released or (self._gone and self._callbacks is None):
             return
         self._gone = True
-        self.lost.set()
-        callbacks, self._callbacks = self._callbacks, []
+        if self._event is not None:
+            self._event.set()
+        callbacks, self._callbacks = self._callbacks or (), None
         for callback in callbacks:
             try:
                 callback(self)
             except Exception:
                 logger.exception("a callback for the loss of lock %r failed", self.name)
 
-    def mark_released(self) -> None:
-        self._released = True
-        self._callbacks.clear()
+    def _give_back(self) -> None:
+        """Ends the grant, once; LockLost when it had ended before."""
+        held, key, locks = self._service.held, self._key, self._locks
+        name, owner = key
+        release = locks.table.release
+        lost = self.is_lost
+        grants: list[TableGrant] = []
+        # Interrupts and other threads come after calls only: from the look at what is held to
+        # the release in the table there is none.
+        if key in held and held[key] is self:
+            if self._outer is None:
+                del held[key]
+            else:
+                held[key] = self._outer
+            self._released = True
+            if not lost:
+                grants = release(name, owner)
+        else:
+            above = held.get(key)
+            while above is not None and above._outer is not self:
+                above = above._outer
+            if self._released:
+                raise NotOwned(f"lock {self.name!r} was released already", name=self.name)
+            if above is not None:
+                above._outer = self._outer
+            self._released = True
+            if not lost:
+                grants = release(name, owner)
+        if grants:
+            locks.tell(grants)
+        if lost:
+            self._gone = True
+            raise self._loss()
+
+    def leave(self, error: BaseException | None) -> None:
+        """Ends a ``with`` block; a loss never hides the block's own exception."""
+        if self._released:
+            return
+        self._service.check_open()
+        try:
+            self._give_back()
+        except LockLost as lost:
+            if error is None:
+                raise
+            error.add_note(f"besides: {lost}")
+
+    def _now_in(self, mode: Mode, lock: CachedLock) -> None:
+        """After an upgrade or downgrade: a new token for all grants of this owner."""
+        if mode is EXCLUSIVE:
+            lock.base = base = lock.base + TOKEN_STEP
+            token = base | 1
+        else:
+            token = lock.base + TOKEN_STEP
+        grant = self._service.held.get(self._key)
+        while grant is not None:
+            grant.token, grant._mode, grant._lock = token, mode, lock
+            grant = grant._outer
+
+    async def _upgrade(self, timeout_s: float | None) -> int:
+        self.check()
+        if self._mode is not EXCLUSIVE:
+            lock = await self._service.upgrade(self._locks, self._key, timeout_s, self.name)
+            self._now_in(EXCLUSIVE, lock)
+        return self.token
+
+    async def _downgrade(self) -> int:
+        self.check()
+        if self._mode is not SHARED:
+            # First the token: once it is shared others may come in.
+            token_lock = self._lock
+            self._now_in(SHARED, token_lock)
+            self._locks.downgrade(self._key)
+        return self.token
+
+
+class AsyncGrant(AnyGrant):
+    """A held lock of the async face: truthy, and a context manager that releases."""
+
+    __slots__ = ()
+
+    @property
+    def lost(self) -> asyncio.Event:
+        """Set when the grant ended before its release."""
+        event: asyncio.Event = self._make_event(asyncio.Event)
+        return event
+
+    def on_lost(self, callback: Callable[[AsyncGrant], object]) -> None:
+        """Calls ``callback(grant)`` on the loop once the grant is lost; at once if it is."""
+        if not callable(callback):
+            raise TypeError("callback must be callable")
+        self._add_callback(callback)
 
     async def release(self) -> None:
-        """Gives the lock back; works from anywhere, once. LockLost if it had ended before."""
-        await self._service.release(self)
+        """Gives the lock back; works from anywhere, once (NotOwned). LockLost if it had ended."""
+        self._service.check_open()
+        self._give_back()
+
+    async def upgrade(
+        self,
+        timeout: float | None = -1,  # noqa: ASYNC109 - as `acquire`
+    ) -> int:
+        """From shared to exclusive; the new token. LockTimeout and DeadlockError (somebody else
+        is about to do the same) leave it shared."""
+        return await self._upgrade(self._service.wait_s(timeout))
+
+    async def downgrade(self) -> int:
+        """From exclusive to shared; the new token."""
+        return await self._downgrade()
 
     async def __aenter__(self) -> Self:
         return self
@@ -117,16 +274,57 @@ class Grant:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await leave(self, error)
+        self.leave(error)
 
 
-async def leave(grant: Grant, error: BaseException | None) -> None:
-    """Releases at the end of a ``with`` block; a loss never hides the block's own exception."""
-    if grant.released:
-        return
-    try:
-        await grant.release()
-    except LockLost as lost:
-        if error is None:
-            raise
-        error.add_note(f"besides: {lost}")
+class Grant(AnyGrant):
+    """A held lock of the blocking face: truthy, and a context manager that releases."""
+
+    __slots__ = ()
+
+    @property
+    def lost(self) -> threading.Event:
+        """Set when the grant ended before its release."""
+        event: threading.Event = self._make_event(threading.Event)
+        return event
+
+    def check(self) -> None:
+        """Raises LockLost when the grant ended, NotOwned when it was released; does no I/O."""
+        self._service.check_process()
+        super().check()
+
+    def on_lost(self, callback: Callable[[Grant], object]) -> None:
+        """Calls ``callback(grant)`` once, on a thread of Ringhold, when the grant is lost."""
+        if not callable(callback):
+            raise TypeError("callback must be callable")
+
+        async def register() -> None:
+            self._add_callback(lambda _: self._service.calls.run(lambda: callback(self)))
+
+        self._service.bridge.run(register())
+
+    def release(self) -> None:
+        """Gives the lock back; works from any thread, once (NotOwned). LockLost if it had ended."""
+        self._service.check_open()
+        self._give_back()
+
+    def upgrade(self, timeout: float | None = -1) -> int:
+        """From shared to exclusive; the new token. LockTimeout and DeadlockError (somebody else
+        is about to do the same) leave it shared."""
+        wait_s = self._service.wait_s(timeout)
+        return self._service.bridge.run(self._upgrade(wait_s))
+
+    def downgrade(self) -> int:
+        """From exclusive to shared; the new token."""
+        return self._service.bridge.run(self._downgrade())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave(error)

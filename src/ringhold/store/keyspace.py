@@ -5,8 +5,8 @@ N<name>                    a storage node
 P<partition u16>           partition -> ordered nodes with their incarnations
 S<session 12>              a session; bound to its lease
 k<key>                     the user's key-value pairs
-l<length u16><name>x       holder of a lock; bound to the holder's lease
-l<length u16><name>q<id>   somebody who waits for it; bound to the waiter's lease
+l<length u16><name>…       who holds and awaits a lock (`ringhold.locks.keys`)
+m<session 12>…             letters to a session; bound to its lease
 i                          next free inode number
 I<ino u64>                 inode
 D<ino u64><name>           directory entry
@@ -25,6 +25,7 @@ PARTITION = b"P"
 SESSION = b"S"
 KEY_VALUE = b"k"
 LOCK = b"l"
+MAILBOX = b"m"
 NEXT_INODE = b"i"
 INODE = b"I"
 DIRECTORY_ENTRY = b"D"

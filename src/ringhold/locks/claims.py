@@ -1,0 +1,514 @@
+"""What a session does in the store to get a lock and to give it back.
+
+Guarantees: of two sessions that hold a lock in modes that exclude each other, one gave it back
+before the other got it: every commit that makes a holder compares that nobody is in its way.
+Sessions are served in the order of their arrival, upgrades first. A releaser hands the lock to
+the next session in the same commit, under that session's lease; if that session is dead the
+commit fails and the one behind it is tried. Whoever finds the holder gone takes the lock itself,
+if it is first in the queue.
+
+Not guaranteed: that a letter is read. Waiters look by themselves now and then, so a lost letter
+costs time and nothing else.
+
+All methods run on the session's loop; those for one lock never at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from ringhold.env import Env
+from ringhold.errors import Conflict, DeadlockError, OutcomeUnknown, SessionExpired
+from ringhold.locks.keys import (
+    EXCLUSIVE,
+    SHARED,
+    Holding,
+    HolderRecord,
+    LockKeys,
+    LockState,
+    WaiterRecord,
+    Waiting,
+    decode_delay,
+    encode,
+    first_base,
+    last_base,
+    look_letter,
+    read_lock,
+)
+from ringhold.locks.session import SessionState
+from ringhold.store.base import Born, Compare, Empty, NoneBornAfter, Put, Store
+from ringhold.store.repeat import commit_sure
+from ringhold.types import Mode
+
+TICK_S = 0.05
+"""How often a waiting session looks for holders that died and letters that were lost."""
+
+REMIND_S = 1.0
+"""How often it asks the holders again."""
+
+
+class Broken(Exception):
+    """The session lives, but its key is gone: somebody broke the lock."""
+
+
+class Refused(Exception):
+    """There is somebody to wait for, and nobody here wants to wait."""
+
+
+class CachedLock:
+    """One lock as its session holds it. `base` is what the next token is counted from."""
+
+    __slots__ = (
+        "base",
+        "base_end",
+        "dead",
+        "delay_s",
+        "drop",
+        "gate",
+        "granted_ns",
+        "keys",
+        "look",
+        "mode",
+        "name",
+        "queued",
+        "since",
+        "stop",
+        "wake",
+        "wanted",
+    )
+
+    def __init__(self, name: bytes, gate: int):
+        self.name = name
+        self.keys = LockKeys.of(name)
+        self.gate = gate
+        self.mode: Mode | None = None
+        """As the session holds the lock in the store."""
+        self.since = 0
+        """The revision at which it got it."""
+        self.base = self.base_end = 0
+        self.delay_s = 0.0
+        self.granted_ns = 0
+        self.queued: Born | None = None
+        """The session's own place in the queue."""
+        self.wanted: Waiting | None = None
+        """The first of those who wait in other sessions, as last seen."""
+        self.look = False
+        """A letter came: see who wants the lock."""
+        self.drop = False
+        """To be given back even if nobody wants it."""
+        self.stop = False
+        """Giving it back was called off: somebody upgrades."""
+        self.dead = False
+        """Not to be used any more; whoever finds it so undoes what he did with it."""
+        self.wake = asyncio.Event()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all exclusive tokens of this holding are used up."""
+        return self.mode is not None and self.base >= self.base_end
+
+    def held(self, session: bytes) -> Born:
+        """The compare that `session` still holds it."""
+        return Born(self.keys.holder(self.mode or EXCLUSIVE, session), self.since)
+
+
+Demand = Callable[[], tuple[Mode, bool] | None]
+"""What is wanted of a lock within this process: the mode, and whether somebody would wait."""
+
+
+class Claims:
+    def __init__(self, store: Store, env: Env, state: SessionState):
+        self._store = store
+        self._env = env
+        self._state = state
+        self._me = state.id
+        opener = state.record
+        self._pid, self._host = opener.pid, opener.host
+        self._expired_ns = 0
+
+    # Getting it
+
+    async def fetch(self, lock: CachedLock, demand: Demand) -> None:
+        """Until the session holds the lock as demanded, or nobody demands it any more.
+
+        Raises Refused when nobody would wait; the queue is left then.
+        """
+        wanted = demand()
+        if wanted is not None and lock.mode is None and lock.queued is None:
+            try:
+                await self._take(lock, wanted[0], [Empty(lock.keys.prefix, lock.keys.end)])
+                return
+            except Conflict:
+                lock.wanted = None  # Somebody is there: see who.
+        ended_ns = reminded_ns = 0
+        while True:
+            lock.wake.clear()
+            state = await read_lock(self._store, lock.keys)
+            own = state.held_by(self._me)
+            if own is not None and lock.queued is not None:
+                self._adopt(lock, own.mode, own.since)
+                lock.wanted = self._first_other(state)
+                return
+            if lock.queued is not None and state.awaited_by(self._me) is None:
+                await self._find_queue_left(lock)
+            wanted = demand()
+            if wanted is None:
+                if await self._leave_queue(lock):
+                    return
+                continue
+            mode, patient = wanted
+            blockers = self._blockers(state, mode)
+            if not blockers and state.delay is not None and not state.holders:
+                # The last holder disappeared without giving the lock back.
+                ended_ns = ended_ns or self._now()
+                left_s = decode_delay(state.delay.value) - (self._now() - ended_ns) / 1e9
+                if left_s <= 0 and await self._take_seen(lock, mode, state):
+                    return
+                if left_s > 0 and not patient:
+                    raise Refused
+            elif not blockers:
+                if await self._take_seen(lock, mode, state):
+                    return
+                continue
+            if lock.queued is None:
+                if not patient and any(isinstance(other, Waiting) for other in blockers):
+                    raise Refused
+                await self._enqueue(lock, mode, patient, state)
+                reminded_ns = self._now()
+                continue
+            if self._now() - reminded_ns > REMIND_S * 1e9:
+                reminded_ns = self._now()
+                await self._remind(lock, state.holders)
+            await self.tick(lock)
+
+    def _now(self) -> int:
+        return self._env.clock.boottime_ns()
+
+    def _blockers(self, state: LockState, mode: Mode) -> list[Holding | Waiting]:
+        """Other sessions that have to go first."""
+        found: list[Holding | Waiting] = [
+            holding
+            for holding in state.holders
+            if holding.session != self._me and EXCLUSIVE in (mode, holding.mode)
+        ]
+        for waiting in state.queue:
+            if waiting.session == self._me:
+                break
+            if EXCLUSIVE in (mode, waiting.mode):
+                found.append(waiting)
+        return found
+
+    async def _take_seen(self, lock: CachedLock, mode: Mode, state: LockState) -> bool:
+        """Takes the lock as `state` shows it free; False when it has changed."""
+        keys = lock.keys
+        compares: list[Compare] = [keys.nobody(b"x")]
+        if mode is EXCLUSIVE:
+            compares += keys.no_sharer_but(self._me)
+        if lock.queued is not None:
+            compares.append(lock.queued)
+        else:
+            compares.append(NoneBornAfter(keys.prefix + b"q", keys.prefix + b"r", state.revision))
+        if lock.mode is SHARED:
+            compares.append(lock.held(self._me))
+        try:
+            await self._take(lock, mode, compares)
+        except Conflict:
+            return False
+        lock.wanted = self._first_other(state)
+        return True
+
+    async def _take(self, lock: CachedLock, mode: Mode, compares: Sequence[Compare]) -> None:
+        keys = lock.keys
+        deletes = [keys.delay, look_letter(self._me, lock.name)]
+        if lock.mode is SHARED:
+            deletes.append(keys.holder(SHARED, self._me))
+        if lock.queued is not None:
+            deletes.append(lock.queued.key)
+        puts = [Put(keys.holder(mode, self._me), self._holder(), self._me)]
+        revision = await self._commit(compares, puts, deletes)
+        self._adopt(lock, mode, revision)
+
+    def _adopt(self, lock: CachedLock, mode: Mode, since: int) -> None:
+        """The session holds the lock in `mode` since the revision `since`."""
+        lock.queued = None
+        lock.mode, lock.since = mode, since
+        lock.base = first_base(since)
+        lock.base_end = last_base(lock.base)
+        lock.granted_ns = self._now()
+
+    def _first_other(self, state: LockState) -> Waiting | None:
+        return next((each for each in state.queue if each.session != self._me), None)
+
+    async def _find_queue_left(self, lock: CachedLock) -> None:
+        """The session's place in the queue is gone: it was refused, or its lease has ended."""
+        lock.queued = None
+        await self._check_session()
+        raise Refused
+
+    async def _leave_queue(self, lock: CachedLock) -> bool:
+        """False when the lock was granted instead."""
+        if lock.queued is None:
+            return True
+        try:
+            await self._commit([lock.queued], [], [lock.queued.key])
+        except Conflict:
+            return False
+        lock.queued = None
+        return True
+
+    async def _enqueue(
+        self, lock: CachedLock, mode: Mode, patient: bool, state: LockState
+    ) -> None:
+        """Joins the queue and asks the holders; does nothing when they have changed."""
+        others = [holding for holding in state.holders if holding.session != self._me]
+        compares: list[Compare] = [Born(holding.key, holding.since) for holding in others]
+        deletes = []
+        if lock.mode is SHARED:
+            # Its sharers here have finished, and others may be first.
+            compares.append(lock.held(self._me))
+            deletes.append(lock.keys.holder(SHARED, self._me))
+        key = lock.keys.waiter(self._me)
+        puts = [self._waiter(key, mode, patient), *self._letters(lock, others)]
+        try:
+            revision = await self._commit(compares, puts, deletes)
+        except Conflict:
+            return
+        except SessionExpired:
+            await self._expect_other()
+            return
+        if lock.mode is SHARED:
+            lock.mode = None
+        lock.queued = Born(key, revision)
+
+    def _waiter(self, key: bytes, mode: Mode, patient: bool) -> Put:
+        since_s = self._env.clock.wall()
+        record = WaiterRecord(mode.value, not patient, self._pid, self._host, since_s)
+        return Put(key, encode(record), self._me)
+
+    def _holder(self) -> bytes:
+        return encode(HolderRecord(self._pid, self._host, self._env.clock.wall()))
+
+    def _letters(self, lock: CachedLock, to: Sequence[Holding | Waiting]) -> list[Put]:
+        """One to each session, under its own lease: it goes when the session does."""
+        sessions = dict.fromkeys(each.session for each in to if each.session != self._me)
+        return [Put(look_letter(each, lock.name), b"", each) for each in sessions]
+
+    async def _remind(self, lock: CachedLock, holders: Sequence[Holding]) -> None:
+        try:
+            await self._commit([], self._letters(lock, holders), [])
+        except SessionExpired:
+            await self._expect_other()
+
+    async def _check_session(self) -> None:
+        """SessionExpired when the store does not know the session any more."""
+        snapshot = await self._store.snapshot()
+        try:
+            entry = await snapshot.get(self._state.born.key)
+        finally:
+            await snapshot.close()
+        if entry is None or entry.created != self._state.born.revision:
+            self._state.lose()
+        self._state.check()
+
+    async def _expect_other(self) -> None:
+        """A lease that a commit needed is gone: another session's, or SessionExpired."""
+        await self._check_session()
+        await self._store.expire_leases()
+
+    async def tick(self, lock: CachedLock) -> None:
+        """Waits for news of the lock; ends what died meanwhile. SessionExpired."""
+        self._state.check()
+        now_ns = self._now()
+        if now_ns - self._expired_ns > TICK_S * 1e9:
+            self._expired_ns = now_ns
+            await self._store.expire_leases()
+        timer = asyncio.get_running_loop().call_later(TICK_S, lock.wake.set)
+        try:
+            await lock.wake.wait()
+        finally:
+            timer.cancel()
+
+    # More of it
+
+    async def upgrade(self, lock: CachedLock, demand: Demand) -> None:
+        """From shared to exclusive, before all who wait; DeadlockError if another session is
+        about to do the same."""
+        queue_key = lock.keys.waiter(self._me, upgrade=True)
+        reminded_ns = 0
+        while True:
+            lock.wake.clear()
+            state = await self._own_state(lock)
+            others = [holding for holding in state.holders if holding.session != self._me]
+            if not others:
+                compares = [lock.held(self._me), *lock.keys.no_sharer_but(self._me)]
+                try:
+                    await self._take(lock, EXCLUSIVE, compares)
+                except Conflict:
+                    continue
+                lock.wanted = self._first_other(state)
+                return
+            if demand() is None:
+                if await self._leave_queue(lock):
+                    return
+                continue
+            if lock.queued is None:
+                if any(waiting.upgrade for waiting in state.queue):
+                    raise DeadlockError("another session waits to upgrade the same lock")
+                await self._enqueue_upgrade(lock, queue_key, others)
+                reminded_ns = self._now()
+                continue
+            if self._now() - reminded_ns > REMIND_S * 1e9:
+                reminded_ns = self._now()
+                await self._remind(lock, others)
+            await self.tick(lock)
+
+    async def _enqueue_upgrade(
+        self, lock: CachedLock, key: bytes, others: Sequence[Holding]
+    ) -> None:
+        compares: list[Compare] = [lock.held(self._me), lock.keys.nobody(b"q0")]
+        puts = [self._waiter(key, EXCLUSIVE, True), *self._letters(lock, others)]
+        try:
+            revision = await self._commit(compares, puts, [])
+        except Conflict:
+            return
+        except SessionExpired:
+            await self._expect_other()
+            return
+        lock.queued = Born(key, revision)
+
+    # Giving it back
+
+    async def examine(self, lock: CachedLock) -> None:
+        """Notes who waits for the lock. Broken when the session does not hold it any more."""
+        lock.look = False
+        lock.wanted = self._first_other(await self._own_state(lock))
+
+    async def _own_state(self, lock: CachedLock) -> LockState:
+        state = await read_lock(self._store, lock.keys)
+        own = state.held_by(self._me)
+        if own is None or own.since != lock.since:
+            await self._check_session()
+            raise Broken
+        return state
+
+    async def refuse(self, lock: CachedLock) -> None:
+        """Sends those away who would not wait."""
+        state = await read_lock(self._store, lock.keys)
+        away = [waiting for waiting in state.queue if waiting.record.impatient]
+        for waiting in away:
+            try:
+                await self._commit(
+                    [Born(waiting.key, waiting.since)],
+                    self._letters(lock, [waiting]),
+                    [waiting.key],
+                )
+            except (Conflict, SessionExpired):
+                continue
+        lock.wanted = next(
+            (each for each in state.queue if each.session != self._me and each not in away), None
+        )
+
+    async def give(self, lock: CachedLock, demand: Demand, *, keep_shared: bool) -> None:
+        """Hands the lock to who is next; without anybody only if it is to be dropped.
+
+        `keep_shared`: the session goes on sharing it. Otherwise it queues again, in the same
+        commit, if the lock is demanded here.
+        """
+        while True:
+            state = await self._own_state(lock)
+            lock.wanted = self._first_other(state)
+            if lock.wanted is None and not lock.drop:
+                return
+            if keep_shared and lock.wanted is not None and lock.wanted.mode is EXCLUSIVE:
+                return  # The gate is open to sharers: it has to be closed first.
+            try:
+                if lock.mode is SHARED:
+                    await self._give_share(lock, state)
+                elif lock.wanted is None:
+                    await self._drop(lock)
+                else:
+                    await self._hand_over(lock, state, demand, keep_shared=keep_shared)
+            except Conflict:
+                continue
+            except SessionExpired:
+                await self._expect_other()
+                continue
+            return
+
+    async def _give_share(self, lock: CachedLock, state: LockState) -> None:
+        # Whoever is first sees for himself whether this was the last one in his way.
+        own = lock.held(self._me)
+        letters = self._letters(lock, [] if lock.wanted is None else [lock.wanted])
+        await self._commit([own], letters, [own.key, look_letter(self._me, lock.name)])
+        self._gave(lock)
+
+    async def _drop(self, lock: CachedLock) -> None:
+        own = lock.held(self._me)
+        deletes = [own.key, lock.keys.delay, look_letter(self._me, lock.name)]
+        await self._commit([own, lock.keys.nobody(b"q")], [], deletes)
+        self._gave(lock)
+
+    async def _hand_over(
+        self, lock: CachedLock, state: LockState, demand: Demand, *, keep_shared: bool
+    ) -> None:
+        keys, own = lock.keys, lock.held(self._me)
+        next_ones = _next_ones([each for each in state.queue if each.session != self._me])
+        compares: list[Compare] = [own]
+        deletes = [own.key, keys.delay, look_letter(self._me, lock.name)]
+        puts = self._letters(lock, next_ones)
+        for waiting in next_ones:
+            compares.append(Born(waiting.key, waiting.since))
+            deletes.append(waiting.key)
+            record = waiting.record
+            holder = HolderRecord(record.pid, record.host, self._env.clock.wall())
+            key = keys.holder(waiting.mode, waiting.session)
+            puts.append(Put(key, encode(holder), waiting.session))
+        again = None if keep_shared else demand()
+        queue_key = keys.waiter(self._me)
+        if keep_shared:
+            puts.append(Put(keys.holder(SHARED, self._me), self._holder(), self._me))
+        elif again is not None and again[1]:
+            puts.append(self._waiter(queue_key, again[0], True))
+        revision = await self._commit(compares, puts, deletes)
+        self._gave(lock)
+        if keep_shared:
+            self._adopt(lock, SHARED, revision)
+        elif again is not None and again[1]:
+            lock.queued = Born(queue_key, revision)
+
+    def _gave(self, lock: CachedLock) -> None:
+        lock.mode, lock.wanted, lock.drop, lock.delay_s = None, None, False, 0.0
+
+    # Terms
+
+    async def set_delay(self, lock: CachedLock, delay_s: float) -> None:
+        """Makes the delay after a disappearance at least `delay_s`, while the lock is held."""
+        if lock.delay_s < delay_s:
+            await self._commit(
+                [lock.held(self._me)], [Put(lock.keys.delay, encode(delay_s))], []
+            )
+            lock.delay_s = delay_s
+
+    async def _commit(
+        self, compares: Sequence[Compare], puts: Sequence[Put], deletes: Sequence[bytes]
+    ) -> int:
+        try:
+            return await commit_sure(
+                self._store, self._env, compares=compares, puts=puts, deletes=deletes
+            )
+        except OutcomeUnknown:
+            # Nobody can say what is there; without its lease it will not stay.
+            self._state.lose()
+            raise
+
+
+def _next_ones(queue: Sequence[Waiting]) -> list[Waiting]:
+    """Who gets a lock that is given back: the first, and if that shares all sharers behind it."""
+    found = [queue[0]]
+    if queue[0].mode is SHARED:
+        for waiting in queue[1:]:
+            if waiting.mode is not SHARED:
+                break
+            found.append(waiting)
+    return found

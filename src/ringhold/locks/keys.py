@@ -1,0 +1,205 @@
+"""What the store keeps about locks that sessions hold: keys, records, letters, tokens.
+
+A lock is held in the store by sessions, not by threads or tasks: within a session the lock table
+deals it out (`ringhold.locks.cache`). Under the prefix of a name stand
+
+    x<session>     the session that holds it exclusively
+    s<session>     the sessions that hold it together
+    q0<session>    a session with s that waits to have x instead
+    q1<session>    sessions that wait, in the order in which these keys were created
+    d              seconds to wait after the exclusive holder disappeared, if it asked for that
+
+all but the last bound to the lease of the session they name. A letter is an event in the mailbox
+of a session, m<session>: ``l<name>`` says "look at that lock again", and nothing else, so that a
+letter that is lost or read twice does no harm. ``i`` and ``a`` ask a session who uses a lock.
+
+A token has 63 bits: 42 of the revision at which the session got the lock, 20 of a sequence of
+its exclusive grants within the session, and the lowest says exclusive. Revisions only grow, so
+every later conflicting grant of a name has a larger token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from ringhold.locks.records import REVISION_BITS, SEQUENCE_BITS, LockParty
+from ringhold.locks.session import SESSION_BYTES
+from ringhold.store.base import Empty, Store, prefix_end
+from ringhold.store.keyspace import MAILBOX, lock_prefix
+from ringhold.types import Entry, Mode
+
+EXCLUSIVE, SHARED = Mode.EXCLUSIVE, Mode.SHARED
+REVISION_SHIFT = SEQUENCE_BITS + 1
+TOKEN_STEP = 2
+"""From one exclusive grant of a session to its next."""
+
+LOOK, ASK, ANSWER = b"l", b"i", b"a"
+
+
+class HolderRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Value of x and s: who it is, for people."""
+
+    pid: int
+    host: str
+    since_s: float
+
+
+class WaiterRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Value of q0 and q1. `impatient`: rather refused than kept waiting."""
+
+    mode: str
+    impatient: bool
+    pid: int
+    host: str
+    since_s: float
+
+
+class Question(msgspec.Struct, frozen=True, array_like=True):
+    """Value of an ``i`` letter: `asker` wants to know who uses `name`."""
+
+    asker: bytes
+    name: bytes
+
+
+class Use(msgspec.Struct, frozen=True, array_like=True):
+    """Value of an ``a`` letter: who holds and awaits a lock within one session."""
+
+    holders: list[LockParty]
+    waiters: list[LockParty]
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_holder = msgspec.msgpack.Decoder(HolderRecord).decode
+decode_waiter = msgspec.msgpack.Decoder(WaiterRecord).decode
+decode_question = msgspec.msgpack.Decoder(Question).decode
+decode_use = msgspec.msgpack.Decoder(Use).decode
+decode_delay = msgspec.msgpack.Decoder(float).decode
+
+
+@dataclass(frozen=True, slots=True)
+class LockKeys:
+    """The keys of one lock name."""
+
+    name: bytes
+    prefix: bytes
+    end: bytes
+
+    @classmethod
+    def of(cls, name: bytes) -> LockKeys:
+        prefix = lock_prefix(name)
+        return cls(name, prefix, prefix_end(prefix))
+
+    @property
+    def delay(self) -> bytes:
+        return self.prefix + b"d"
+
+    def holder(self, mode: Mode, session: bytes) -> bytes:
+        return self.prefix + (b"x" if mode is EXCLUSIVE else b"s") + session
+
+    def waiter(self, session: bytes, *, upgrade: bool = False) -> bytes:
+        return self.prefix + (b"q0" if upgrade else b"q1") + session
+
+    def nobody(self, kind: bytes) -> Empty:
+        """No key of `kind`: x, s, q, q0 or q1."""
+        start = self.prefix + kind
+        return Empty(start, prefix_end(start))
+
+    def no_sharer_but(self, session: bytes) -> list[Empty]:
+        """Nobody but `session` has an s."""
+        own = self.holder(SHARED, session)
+        return [Empty(self.prefix + b"s", own), Empty(own + b"\0", self.prefix + b"t")]
+
+
+def mailbox(session: bytes) -> bytes:
+    return MAILBOX + session
+
+
+def look_letter(session: bytes, name: bytes) -> bytes:
+    return mailbox(session) + LOOK + name
+
+
+def letter_parts(key: bytes) -> tuple[bytes, bytes]:
+    """What kind of letter it is, and what it is about."""
+    start = len(MAILBOX) + SESSION_BYTES
+    return key[start : start + 1], key[start + 1 :]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A session that holds the lock; `since` is the revision at which it got it."""
+
+    session: bytes
+    mode: Mode
+    key: bytes
+    since: int
+    record: HolderRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A session in the queue; `since` is the revision at which it came."""
+
+    session: bytes
+    mode: Mode
+    upgrade: bool
+    key: bytes
+    since: int
+    record: WaiterRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LockState:
+    """A lock at one revision. The queue is in the order in which sessions will get it."""
+
+    revision: int
+    holders: Sequence[Holding]
+    queue: Sequence[Waiting]
+    delay: Entry | None
+
+    def held_by(self, session: bytes) -> Holding | None:
+        return next((holding for holding in self.holders if holding.session == session), None)
+
+    def awaited_by(self, session: bytes) -> Waiting | None:
+        return next((waiting for waiting in self.queue if waiting.session == session), None)
+
+
+async def read_lock(store: Store, keys: LockKeys) -> LockState:
+    snapshot = await store.snapshot()
+    try:
+        found = await snapshot.range(keys.prefix, keys.end)
+    finally:
+        await snapshot.close()
+    holders, queue, delay = [], [], None
+    for key, entry in found:
+        kind, session = key[len(keys.prefix) :][:1], key[-SESSION_BYTES:]
+        if kind == b"d":
+            delay = entry
+        elif kind == b"q":
+            waiter = decode_waiter(entry.value)
+            upgrade = key[len(keys.prefix) :][:2] == b"q0"
+            queue.append(
+                Waiting(session, Mode(waiter.mode), upgrade, key, entry.created, waiter)
+            )
+        else:
+            mode = EXCLUSIVE if kind == b"x" else SHARED
+            holders.append(Holding(session, mode, key, entry.created, decode_holder(entry.value)))
+    queue.sort(key=lambda waiting: (not waiting.upgrade, waiting.since))
+    return LockState(snapshot.revision, holders, queue, delay)
+
+
+def first_base(revision: int) -> int:
+    """What tokens of a session that got the lock at `revision` are counted from.
+
+    OverflowError beyond the revisions that tokens can tell apart.
+    """
+    if revision >= 1 << REVISION_BITS:
+        raise OverflowError(f"revision {revision} does not fit into a fencing token")
+    return revision << REVISION_SHIFT
+
+
+def last_base(base: int) -> int:
+    """The base of the last exclusive grant at the same revision."""
+    return base | ((1 << REVISION_SHIFT) - TOKEN_STEP)

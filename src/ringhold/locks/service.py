@@ -1,0 +1,453 @@
+"""The locks of one open cluster: who holds, gets, asks about and breaks them.
+
+Guarantees: of two grants of one name that exclude each other and are both unlost, one was
+released before the other was made; the later one has the larger token. First come, first served:
+among sessions, and within each of them. Whoever gives up waiting leaves nothing behind.
+
+A lock that was held stays with its session until another one asks for it. Getting it again then
+takes no commit, no event loop and, on the blocking face, no other thread (`try_cached`).
+
+Not guaranteed: that a holder knows at once that it lost its lock. A commit that compares
+`AnyGrant.held`, or admits the token, is safe without knowing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ringhold.bridge import Bridge
+from ringhold.env import Env, process_id
+from ringhold.errors import (
+    Closed,
+    DeadlockError,
+    InvalidInput,
+    LockTimeout,
+    RingholdError,
+    SessionExpired,
+    Unavailable,
+)
+from ringhold.locks.cache import SessionLocks
+from ringhold.locks.calls import ThreadCalls
+from ringhold.locks.claims import CachedLock
+from ringhold.locks.grant import AnyGrant
+from ringhold.locks.keys import (
+    EXCLUSIVE,
+    Holding,
+    LockKeys,
+    LockState,
+    Use,
+    Waiting,
+    look_letter,
+    read_lock,
+)
+from ringhold.locks.mailbox import Mailbox
+from ringhold.locks.records import LockParty, token_of
+from ringhold.locks.session import Session, SessionState
+from ringhold.owner import USER_OWNER_MAX
+from ringhold.store.base import Born, Put, Store
+from ringhold.store.repeat import commit_sure
+from ringhold.types import Mode
+
+logger = logging.getLogger("ringhold")
+
+G = TypeVar("G", bound=AnyGrant)
+
+TRY_S = 0.5
+"""How long another session is waited for that has a lock somebody would rather not wait for."""
+
+VERIFY_S = 1.0
+"""How often a session looks whether what it holds was broken by somebody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is asked for. `raw` is the name in the store, `name` the one told to people."""
+
+    raw: bytes
+    name: str
+    mode: Mode
+    reentrant: bool
+    delay_s: float
+
+
+class LockService:
+    """The locks of the sessions of one open cluster, one session after the other."""
+
+    def __init__(self, store: Store, env: Env, session: Session, bridge: Bridge):
+        self.bridge = bridge
+        self.calls = ThreadCalls(env)
+        self.held: dict[tuple[bytes, int], AnyGrant] = {}
+        """The latest grant of every owner, lost or not, until it is released."""
+        self._store = store
+        self._env = env
+        self._clock = env.clock.boottime_ns
+        self._session = session
+        self._current: SessionLocks | None = None
+        self._mailboxes: dict[SessionLocks, Mailbox] = {}
+        self._acquiring: dict[tuple[bytes, int], None] = {}
+        self._idle = asyncio.Event()
+        self._verifier: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # Any thread
+
+    def check_process(self) -> None:
+        self.bridge.check_process()
+
+    def check_open(self) -> None:
+        self.bridge.check_process()
+        if self._closed:
+            raise Closed("the cluster is closed")
+
+    def try_cached(self, kind: type[G], terms: Terms, owner: int) -> G | None:
+        """The grant if the session has the lock at hand; None says nothing.
+
+        On an interrupt nothing stays held.
+        """
+        locks = self._current
+        if locks is None:
+            return None
+        raw = terms.raw
+        lock = locks.locks.get(raw)
+        if lock is None or self._clock() >= locks.state.fresh_until_ns:
+            return None
+        key = (raw, owner)
+        held = self.held
+        if key in held or lock.delay_s < terms.delay_s or lock.base >= lock.base_end:
+            return None
+        mode = terms.mode
+        try:
+            if not locks.table.try_acquire(raw, owner, mode):
+                return None
+            grant = kind(self, locks, lock, key, mode is EXCLUSIVE, terms.name, None)
+            # The gate may have opened for the last time just before: then it is nobody's lock.
+            if not lock.dead and held.setdefault(key, grant) is grant:
+                return grant
+        except BaseException:
+            self._undo(locks, key)
+            raise
+        locks.release(raw, owner)
+        return None
+
+    def _undo(self, locks: SessionLocks, key: tuple[bytes, int]) -> None:
+        """After an interrupt: gives back what may or may not have been got."""
+        self.held.pop(key, None)
+        if locks.table.mode(*key) is not None:
+            locks.release(*key)
+
+    def last(self, raw: bytes, owner: int) -> AnyGrant | None:
+        """The owner's latest grant, lost or not, that was not released."""
+        return self.held.get((raw, owner))
+
+    def wait_s(self, timeout: float | None) -> float | None:
+        return check_timeout(timeout)
+
+    # The loop
+
+    async def acquire(
+        self, kind: type[G], terms: Terms, owner: int, timeout_s: float | None
+    ) -> G:
+        """Waits for the lock for up to `timeout_s` (None: for ever, 0: not at all).
+
+        Raises LockTimeout, and DeadlockError when the wait would never end.
+        """
+        self.check_open()
+        key = (terms.raw, owner)
+        again = self._again(kind, terms, key)
+        if again is not None:
+            return again
+        cached = self.try_cached(kind, terms, owner)
+        if cached is not None:
+            return cached
+        self._acquiring[key] = None
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(TRY_S if timeout_s == 0 else timeout_s):
+                return await self._acquire(kind, terms, key, patient=timeout_s != 0)
+        except TimeoutError:
+            raise LockTimeout(
+                f"lock {terms.name!r} was not granted within {timeout_s or 0} s", name=terms.name
+            ) from None
+        except DeadlockError as error:
+            raise _deadlock(terms.name, str(error)) from error
+        finally:
+            del self._acquiring[key]
+            if not self._acquiring:
+                self._idle.set()
+
+    def _again(self, kind: type[G], terms: Terms, key: tuple[bytes, int]) -> G | None:
+        """A further grant of what the owner holds already, if it may have one."""
+        if key in self._acquiring:
+            raise _deadlock(terms.name, "it is awaited by this very owner")
+        outer = self.held.get(key)
+        if outer is None or outer.is_lost:
+            return None
+        if not terms.reentrant:
+            raise _deadlock(terms.name, "it is held by this very owner")
+        if terms.mode is EXCLUSIVE and outer.mode != EXCLUSIVE.value:
+            raise _deadlock(terms.name, "it is held shared by this very owner: use upgrade()")
+        return outer.again(kind)
+
+    async def _acquire(
+        self, kind: type[G], terms: Terms, key: tuple[bytes, int], *, patient: bool
+    ) -> G:
+        while True:
+            locks = await self._locks()
+            try:
+                lock = await locks.acquire(
+                    key, terms.mode, patient=patient, delay_s=terms.delay_s
+                )
+            except SessionExpired:
+                self.check_open()
+                # The place in the queue went with the session; start with a new one.
+                locks.state.lose()
+                continue
+            exclusive = terms.mode is EXCLUSIVE
+            grant = kind(self, locks, lock, key, exclusive, terms.name, None)
+            self.held[key] = grant
+            if self._verifier is None:
+                self._verifier = asyncio.ensure_future(self._verify())
+            return grant
+
+    async def _locks(self) -> SessionLocks:
+        state = await self._session.ensure()
+        self.check_open()
+        locks = self._current
+        if locks is None or locks.state is not state:
+            locks = SessionLocks(self._store, self._env, state, self._on_broken)
+            self._mailboxes[locks] = Mailbox(
+                self._store, self._env, state, locks, lambda name: self._use_of(locks, name)
+            )
+            state.on_loss(locks, lambda: self._on_loss(locks))
+            self._current = locks
+        return locks
+
+    def _on_loss(self, locks: SessionLocks) -> None:
+        if self._current is locks:
+            self._current = None
+        error: RingholdError = SessionExpired("the session has expired")
+        locks.end(Closed("the cluster is closed") if self._closed else error)
+        self._mark_lost(lambda grant: grant.within(locks))
+        mailbox = self._mailboxes.pop(locks)
+        closing = asyncio.ensure_future(self._end(locks, mailbox))
+        self._mailboxes_closing[closing] = None
+        closing.add_done_callback(self._mailboxes_closing.pop)
+
+    async def _end(self, locks: SessionLocks, mailbox: Mailbox) -> None:
+        await mailbox.close()
+        await locks.ended()
+
+    def _on_broken(self, lock: CachedLock) -> None:
+        logger.warning("a lock was taken from this session: %r", lock.name)
+        self._mark_lost(lambda grant: grant.of(lock))
+
+    def _mark_lost(self, concerned: Callable[[AnyGrant], bool]) -> None:
+        for latest in list(self.held.values()):
+            grant: AnyGrant | None = latest
+            while grant is not None:
+                if concerned(grant):
+                    grant.mark_lost()
+                grant = grant.outer
+
+    async def upgrade(
+        self, locks: SessionLocks, key: tuple[bytes, int], timeout_s: float | None, name: str
+    ) -> CachedLock:
+        """See `AnyGrant.upgrade`."""
+        self.check_open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await locks.upgrade(key)
+        except TimeoutError:
+            raise LockTimeout(
+                f"lock {name!r} was not upgraded within {timeout_s} s; it is held shared",
+                name=name,
+            ) from None
+        except DeadlockError as error:
+            raise _deadlock(name, str(error)) from error
+
+    # Looking after what is held
+
+    async def _verify(self) -> None:
+        """Looks now and then whether what is held here still stands in the store."""
+        try:
+            while self.held:
+                await self._env.sleep(VERIFY_S)
+                locks = self._current
+                if locks is not None:
+                    await self._verify_once(locks)
+        except Closed:
+            logger.debug("the store was closed while locks were held")
+        finally:
+            self._verifier = None
+
+    async def _verify_once(self, locks: SessionLocks) -> None:
+        names = dict.fromkeys(raw for raw, _ in self.held)
+        found = [lock for raw in names if (lock := locks.locks.get(raw)) is not None]
+        held = [lock.held(locks.state.id) for lock in found]
+        try:
+            snapshot = await self._store.snapshot()
+            try:
+                entries = await snapshot.get_many([compare.key for compare in held])
+            finally:
+                await snapshot.close()
+        except Unavailable as error:
+            logger.info("looking after held locks: %s", error)
+            return
+        for lock, compare, entry in zip(found, held, entries, strict=True):
+            if entry is None or entry.created != compare.revision:
+                locks.look(lock.name)
+
+    # Asking and breaking
+
+    async def holders(self, raw: bytes) -> list[LockParty]:
+        """Who holds the lock, in any process; sessions that merely keep it are left out."""
+        state = await self._state_of(raw)
+        uses = await self._uses(raw, state)
+        found: list[LockParty] = []
+        for holding in state.holders:
+            use = uses[holding.session]
+            found += [_keeper(holding)] if use is None else use.holders
+        return found
+
+    async def waiters(self, raw: bytes) -> list[LockParty]:
+        """Who waits for the lock, in any process, in the order in which they will get it."""
+        state = await self._state_of(raw)
+        uses = await self._uses(raw, state)
+        found: list[LockParty] = []
+        for session, use in uses.items():
+            waiting = state.awaited_by(session)
+            if use is not None:
+                found += use.waiters
+            elif waiting is not None:
+                found.append(_candidate(waiting))
+        return found
+
+    async def _uses(self, raw: bytes, state: LockState) -> dict[bytes, Use | None]:
+        """Who uses the lock within each session, first those that have it, then the queue.
+
+        None for a session that does not answer.
+        """
+        sessions = dict.fromkeys(
+            [holding.session for holding in state.holders]
+            + [waiting.session for waiting in state.queue]
+        )
+        locks = self._current
+        answers = await asyncio.gather(*(self._ask(session, raw) for session in sessions))
+        uses = dict(zip(sessions, answers, strict=True))
+        if locks is not None and locks.state.id not in uses:
+            # Somebody here may be about to join the queue.
+            uses[locks.state.id] = self._use_of(locks, raw)
+        return uses
+
+    async def _ask(self, session: bytes, raw: bytes) -> Use | None:
+        locks = await self._locks()
+        if session == locks.state.id:
+            return self._use_of(locks, raw)
+        return await self._mailboxes[locks].ask(session, raw)
+
+    def _use_of(self, locks: SessionLocks, raw: bytes) -> Use:
+        state = locks.state
+
+        def party(owner: int, mode: Mode, token: int) -> LockParty:
+            record = state.record
+            return LockParty(
+                session=state.id.hex(),
+                owner=owner if owner <= USER_OWNER_MAX else owner - USER_OWNER_MAX,
+                mode=mode.value,
+                token=token,
+                pid=record.pid,
+                host=record.host,
+                since=record.opened_s,
+            )
+
+        holders, waiters = locks.parties(raw)
+        held = []
+        for owner, mode in holders:
+            grant = self.held.get((raw, owner))
+            held.append(party(owner, mode, 0 if grant is None else grant.token))
+        return Use(held, [party(owner, mode, 0) for owner, mode in waiters])
+
+    async def break_(self, raw: bytes) -> bool:
+        """Takes the lock from whoever holds it; whether somebody did.
+
+        The holders' commits fail from now on; they learn of it by a letter.
+        """
+        held = bool(await self.holders(raw))
+        keys = LockKeys.of(raw)
+        while True:
+            state = await read_lock(self._store, keys)
+            if not state.holders:
+                return held
+            if await self._break(keys, state.holders):
+                return held
+            await self._store.expire_leases()
+
+    async def _break(self, keys: LockKeys, holders: list[Holding]) -> bool:
+        """False when the holders changed meanwhile."""
+        try:
+            await commit_sure(
+                self._store,
+                self._env,
+                compares=[Born(holding.key, holding.since) for holding in holders],
+                puts=[
+                    Put(look_letter(holding.session, keys.name), b"", holding.session)
+                    for holding in holders
+                ],
+                deletes=[*(holding.key for holding in holders), keys.delay],
+            )
+        except (Conflict, SessionExpired):
+            return False
+        return True
+
+    async def _state_of(self, raw: bytes) -> LockState:
+        self.check_open()
+        await self._store.expire_leases()
+        return await read_lock(self._store, LockKeys.of(raw))
+
+    async def close(self) -> None:
+        """Ends all waiting with Closed. Grants end with the session, which is closed next."""
+        self._closed = True
+        locks = self._current
+        if locks is not None:
+            locks.end(Closed("the cluster is closed"))
+        if self._acquiring:
+            await self._idle.wait()
+        if self._verifier is not None:
+            self._verifier.cancel()
+            await asyncio.gather(self._verifier, return_exceptions=True)
+
+
+def _keeper(holding: Holding) -> LockParty:
+    """A session that does not tell who in it holds the lock."""
+    record = holding.record
+    return LockParty(
+        session=holding.session.hex(),
+        owner=0,
+        mode=holding.mode.value,
+        token=token_of(holding.since),
+        pid=record.pid,
+        host=record.host,
+        since=record.since_s,
+    )
+
+
+def _candidate(waiting: Waiting) -> LockParty:
+    record = waiting.record
+    return LockParty(
+        session=waiting.session.hex(),
+        owner=0,
+        mode=waiting.mode.value,
+        token=0,
+        pid=record.pid,
+        host=record.host,
+        since=record.since_s,
+    )
+
+
+def _deadlock(name: str, why: str) -> DeadlockError:
+    return DeadlockError(f"waiting for lock {name!r} would never end: {why}", name=name)
