@@ -101,6 +101,7 @@ class WriteFile(_Publishing):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
+        self._runner.check_process()
 
     def flush(self, force: bool = False) -> None:
         """Does nothing, with `force` neither: a file becomes durable and visible by `close`."""
@@ -157,7 +158,7 @@ class WriteFile(_Publishing):
 
 def _collected(file: object, writer: FileWriter, runner: Runner) -> None:
     """Discards what was never closed. Runs on any thread: it may not wait for the loop."""
-    if not writer.open:
+    if not writer.open or runner.foreign:
         return
     if runner.loop.is_running():
         runner.loop.call_soon_threadsafe(_start_discard, writer)
