@@ -81,6 +81,7 @@ class WriteFile(_Publishing):
     def write(self, data: Buffer, /) -> int:  # type: ignore[override]
         """Takes all of `data`; returns its length in bytes."""
         self._check_open()
+        self._runner.check_process()
         data = contiguous(data)
         length = memoryview(data).nbytes
         # A trip to the loop costs more than a small copy.
@@ -101,7 +102,6 @@ class WriteFile(_Publishing):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
-        self._runner.check_process()
 
     def flush(self, force: bool = False) -> None:
         """Does nothing, with `force` neither: a file becomes durable and visible by `close`."""
