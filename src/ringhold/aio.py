@@ -2,7 +2,8 @@
 
 Everything that does I/O is a coroutine of the name it has on the blocking face and runs on the
 loop that opened the cluster. A cluster belongs to the process that opened it: in a forked
-child, and after `close`, everything raises Closed.
+child, whose copy of that loop will never run, and after `close`, everything raises Closed. A
+child opens its own; on the blocking face that happens by itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ringhold.env import Env, finish, real_env
 from ringhold.errors import Conflict
 from ringhold.files.core import FileCore
 from ringhold.files.filesystem import RingholdFileSystem
+from ringhold.home import Home
 from ringhold.locks.grant import Grant
 from ringhold.locks.handles import AsyncLock as Lock
 from ringhold.locks.handles import AsyncLocks as Locks
@@ -71,6 +73,7 @@ class Cluster:
     ):
         self.url = location.url
         self.bridge = bridge
+        self._home = Home(self, bridge, None, "a forked process must open its own")
         self._life = Life(f"the cluster {location.url}")
         check = self._life.check
         self._env = env
@@ -100,15 +103,20 @@ class Cluster:
         return self._fs
 
     def file_system(
-        self, transaction: Transaction | None = None, *, asynchronous: bool = True
+        self,
+        transaction: Transaction | None = None,
+        *,
+        asynchronous: bool = True,
+        home: Home[Cluster] | None = None,
     ) -> RingholdFileSystem:
-        """A file system of this cluster, bound to `transaction` if given."""
+        """A file system of this cluster, bound to `transaction` if given.
+
+        home: where it finds the cluster in forked children, if it shall.
+        """
         return RingholdFileSystem(
             cluster=self.url,
-            core=self.file_core,
+            home=self._home if home is None else home,
             asynchronous=asynchronous,
-            bridge=self.bridge,
-            loop=self.bridge.loop,
             skip_instance_cache=True,
             view=None if transaction is None else transaction.view,
         )

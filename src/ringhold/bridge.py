@@ -11,7 +11,8 @@ Not guaranteed: Python runs a signal's handler between any two instructions, als
 first one of an ``__exit__`` and after the last one of an ``acquire``. What is raised there no
 library can turn back; a ``with`` block leaves the first of these two windows only.
 
-After a fork the child has none of the parent's threads: every call there raises Closed. The
+After a fork the child has none of the parent's threads: every call there raises Closed, and
+what is used in the child needs the bridge of a loop of its own (see `home`). The
 loop object itself is kept, never closed, since its epoll descriptor is shared with the parent
 and unregistering anything from it would blind the parent's loop.
 """
@@ -28,7 +29,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar, cast
 
-from ringhold.env import process_id
+from ringhold.env import forks, process_id
 from ringhold.errors import Closed
 from ringhold.owner import calling_owner, current_owner, thread_owner
 
@@ -44,11 +45,12 @@ Undo = Callable[[T], Awaitable[object]]
 class Life:
     """Whether an object may still be used: it was not closed, and this is its own process."""
 
-    __slots__ = ("_closed", "_pid", "_what")
+    __slots__ = ("_closed", "_generation", "pid", "what")
 
     def __init__(self, what: str):
-        self._what = what
-        self._pid = process_id()
+        self.what = what
+        self.pid = process_id()
+        self._generation = forks.generation
         self._closed = False
 
     @property
@@ -58,7 +60,7 @@ class Life:
     @property
     def foreign(self) -> bool:
         """Whether this process was forked from the one the object belongs to."""
-        return process_id() != self._pid
+        return self._generation != forks.generation
 
     def close(self) -> None:
         self._closed = True
@@ -66,12 +68,16 @@ class Life:
     def check(self) -> None:
         if self.foreign:
             raise Closed(
-                f"{self._what} belongs to process {self._pid}; process {process_id()} was forked "
+                f"{self.what} belongs to process {self.pid}; process {process_id()} was forked "
                 "from it and must open its own",
-                pid=self._pid,
+                pid=self.pid,
             )
+        self.check_open()
+
+    def check_open(self) -> None:
+        """Closed when it was closed, in this process or before it was forked."""
         if self._closed:
-            raise Closed(f"{self._what} is closed")
+            raise Closed(f"{self.what} is closed")
 
 
 class Bridge:
@@ -80,6 +86,11 @@ class Bridge:
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.loop = loop
         self._life = Life("Ringhold's event loop")
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the loop runs in the process this one was forked from."""
+        return self._life.foreign
 
     def check_process(self) -> None:
         """Closed in a process that was forked from the one the loop runs in."""

@@ -3,14 +3,18 @@
 A cluster here is one of the async face on Ringhold's own event loop, a daemon thread per
 process, behind a bridge. An interrupt in a blocking call cancels the coroutine behind it and
 waits for it: nothing stays held, locked or half-open. A blocking call on that loop itself
-raises RuntimeError. In a forked child everything raises Closed naming the parent's process.
+raises RuntimeError.
+
+A forked child owns nothing of its parent's: what was begun in the parent raises Closed there,
+naming the parent's process, and whatever begins something new opens the cluster again, with a
+session of the child's own.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -19,9 +23,8 @@ from ringhold.assembly.administration import ClusterStatus
 from ringhold.assembly.location import parse_url
 from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
-from ringhold.env import real_env
-from ringhold.files.core import FileCore
 from ringhold.files.filesystem import RingholdFileSystem, set_cluster_opener
+from ringhold.home import Home
 from ringhold.locks.handles import Lock, Locks
 from ringhold.store.kv_blocking import BlockingKeyValue
 from ringhold.transactions.blocking import Transaction, Transactions
@@ -35,32 +38,37 @@ P = ParamSpec("P")
 class Cluster:
     """An open cluster. Made by `ringhold.open` and `ringhold.create`."""
 
-    def __init__(self, cluster: aio.Cluster, bridge: Bridge):
-        env = real_env()
-        self._cluster = cluster
-        self._bridge = bridge
-        self._env = env
+    def __init__(self, home: Home[aio.Cluster]):
+        self.home = home
         self._fs: RingholdFileSystem | None = None
-        self.kv = BlockingKeyValue(cluster.kv, bridge)
-        self.locks = Locks(cluster.locks, bridge)
-        self.transactions = Transactions(cluster.transactions, bridge, env, self._file_system)
+        self.kv = BlockingKeyValue(home)
+        self.locks = Locks(home)
+        self.transactions = Transactions(home, self._bound_file_system)
 
     def __repr__(self) -> str:
-        return repr(self._cluster)
+        return repr(self.home.last)
+
+    @property
+    def _cluster(self) -> aio.Cluster:
+        return self.home.cluster()
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self.home.bridge()
 
     @property
     def url(self) -> str:
         """Where the cluster lies."""
-        return self._cluster.url
+        return self.home.last.url
 
     @property
     def fs(self) -> RingholdFileSystem:
         """The files: an fsspec file system."""
         if self._fs is None:
-            self._fs = self._file_system(None)
+            self._fs = self._cluster.file_system(asynchronous=False, home=self.home)
         return self._fs
 
-    def _file_system(self, transaction: AsyncTransaction | None) -> Any:
+    def _bound_file_system(self, transaction: AsyncTransaction) -> Any:
         return self._cluster.file_system(transaction, asynchronous=False)
 
     def lock(
@@ -70,14 +78,16 @@ class Cluster:
         mode: str = "exclusive",
         timeout: float | None = -1,
         owner: int | None = None,
-    ) -> Lock:
+    ) -> Lock[aio.Cluster]:
         """The lock `name`, not yet acquired: ``with cluster.lock("x", timeout=5) as grant``.
 
         timeout: seconds to wait for it, -1 for ever; owner: the calling thread unless given.
         """
-        self._bridge.check_process()
-        lock = self._cluster.lock(name, mode=mode, timeout=timeout, owner=owner)
-        return Lock(lock, self._bridge, self._env)
+
+        def make(cluster: aio.Cluster) -> aio.Lock:
+            return cluster.lock(name, mode=mode, timeout=timeout, owner=owner)
+
+        return Lock(self.home, make)
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
         """``with cluster.transaction() as tx``: commits at the end, or has no effect.
@@ -117,11 +127,13 @@ class Cluster:
     def close(self, timeout: float = 5.0) -> None:
         """Discards open files, aborts transactions, gives all locks back, ends the session.
 
-        What takes longer than `timeout` seconds is left to the session's lease. Closing twice,
-        or in a forked child, does nothing.
+        What takes longer than `timeout` seconds is left to the session's lease. Closing twice
+        does nothing. A forked child closes what it opened itself, never what its parent did.
         """
-        if not self._cluster.life.foreign:
+        if self.home.opened_here:
             self._bridge.run(self._cluster.close(timeout))
+        else:
+            self.home.last.life.close()
 
     def __enter__(self) -> Self:
         return self
@@ -150,9 +162,10 @@ def open(
     >>> with ringhold.open("data/") as cluster:  # doctest: +SKIP
     ...     cluster.kv["greeting"] = b"hello"
     """
-    bridge = process_bridge()
-    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl)
-    return Cluster(bridge.run(opening, undo=_close), bridge)
+    return _entered(
+        aio.open_cluster(url, create=create, session_ttl=session_ttl),
+        lambda url: aio.open_cluster(url, create=False, session_ttl=session_ttl),
+    )
 
 
 def create(
@@ -170,7 +183,6 @@ def create(
     chunk; zones: names dealt out to a count of nodes in turn; chunk_size: bytes, a power of two
     from 64 KiB to 16 MiB. Raises InvalidInput and NotEnoughNodes before anything is made.
     """
-    bridge = process_bridge()
     creating = aio.create_cluster(
         url,
         nodes=nodes,
@@ -179,7 +191,23 @@ def create(
         chunk_size=chunk_size,
         session_ttl=session_ttl,
     )
-    return Cluster(bridge.run(creating, undo=_close), bridge)
+    return _entered(
+        creating, lambda url: aio.open_cluster(url, create=False, session_ttl=session_ttl)
+    )
+
+
+def _entered(
+    opening: Coroutine[Any, Any, aio.Cluster],
+    again: Callable[[str], Coroutine[Any, Any, aio.Cluster]],
+) -> Cluster:
+    """The cluster that `opening` opens; `again` is how a forked child opens it, by its URL."""
+    bridge = process_bridge()
+    cluster = bridge.run(opening, undo=_close)
+    url = cluster.url
+    if parse_url(url).directory is None:
+        why = "what is in memory cannot be opened from another process"
+        return Cluster(Home(cluster, bridge, None, why))
+    return Cluster(Home(cluster, bridge, lambda: again(url)))
 
 
 async def _close(cluster: aio.Cluster) -> None:
@@ -198,20 +226,18 @@ def shared_cluster(url: str) -> Cluster:
     key = parse_url(url).url
     with _sharing:
         found = _shared.get(key)
-        if found is None or found._cluster.life.closed:
+        if found is None or found.home.last.life.closed:
             found = _shared[key] = open(url, create=False)
         return found
 
 
-def _opened_by_url(url: str) -> tuple[FileCore, Bridge]:
-    cluster = shared_cluster(url)
-    return cluster._cluster.file_core, cluster._bridge
+def _opened_by_url(url: str) -> Home[aio.Cluster]:
+    return shared_cluster(url).home
 
 
 def _after_fork() -> None:
     global _sharing
     _sharing = threading.Lock()
-    _shared.clear()
 
 
 set_cluster_opener(_opened_by_url)

@@ -342,6 +342,39 @@ def process_id() -> int:
     return os.getpid()
 
 
+class Forks:
+    """How many forks lie between the first process and this one: tells what was inherited, at
+    the cost of comparing two integers."""
+
+    __slots__ = ("generation",)
+
+    def __init__(self) -> None:
+        self.generation = 0
+
+    def count(self) -> None:
+        self.generation += 1
+
+
+forks = Forks()
+os.register_at_fork(after_in_child=forks.count)
+
+
+def copy_in_memory(path: str) -> int:
+    """A descriptor of an unnamed file in memory with the contents of the file `path`."""
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        copy = os.memfd_create(os.path.basename(path), os.MFD_CLOEXEC)
+        try:
+            while os.sendfile(copy, source, None, 1 << 30):
+                pass
+        except BaseException:
+            os.close(copy)
+            raise
+    finally:
+        os.close(source)
+    return copy
+
+
 def is_read_only_error(error: OSError) -> bool:
     """Whether a directory refuses writing: not a fault of its disk, but of how it is mounted."""
     return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)

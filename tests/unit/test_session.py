@@ -1,22 +1,23 @@
 """Goal: a session is never revived, never reused, and known to be over before the store ends it.
 
-Method: a real memory store behind a double that delays or fails renewals; the boot clock is the
-test's own.
+Method: a real memory store behind a double that delays or fails renewals and says what the
+test wants of a lease; the boot clock is the test's own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from ringhold.env import RealClock, RealEnv
-from ringhold.errors import Closed, InvalidInput, SessionExpired, StoreUnavailable
+from ringhold.errors import Closed, Corrupt, InvalidInput, SessionExpired, StoreUnavailable
 from ringhold.locks import session as session_module
-from ringhold.locks.session import Session, SessionState, decode_record
+from ringhold.locks.session import Phase, Session, SessionState, decode_record
 from ringhold.store.base import Store
 from ringhold.store.keyspace import session_key
 from ringhold.store.memory import open_memory_store
@@ -51,9 +52,13 @@ class Store2:
         self._store = store
         self.renewals: list[int] = []
         self.before_renewal: Callable[[], Awaitable[None]] | None = None
+        self.until: Callable[[bytes], int | None] = store.lease_until
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+    def lease_until(self, lease: bytes) -> int | None:
+        return self.until(lease)
 
     async def renew_lease(self, lease: bytes) -> None:
         self.renewals.append(1)
@@ -267,3 +272,216 @@ def test_refuses_a_ttl_that_cannot_be_kept(ttl_s: float) -> None:
             Session(store, env, ttl_s=ttl_s)
 
     run(test)
+
+
+# -- suspended
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+def test_active_suspended_and_active_again() -> None:
+    async def test(env: Env, store: Any) -> None:
+        failing = True
+
+        async def fail() -> None:
+            if failing:
+                raise StoreUnavailable("not now")
+
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        assert (state.state, state.ttl_s) == (Phase.ACTIVE, 10.0)
+        assert state.fresh_until_ns == env.clock.now_ns + int(5e9)
+        store.before_renewal = fail
+        await until(lambda: state.fresh_until_ns == 0)
+        assert state.state is Phase.SUSPENDED
+        state.check()
+        assert await session.ensure() is state
+        failing = False
+        await until(lambda: state.state is Phase.ACTIVE)
+        assert env.clock.now_ns < state.fresh_until_ns < state.deadline_ns
+        state.lose()
+        assert state.fresh_until_ns == 0
+        assert str(state.state) == "expired"
+        await session.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("ttl_s", [1, 2, 10, 60])
+def test_nothing_is_fresh_within_the_margin_of_the_deadline(ttl_s: float) -> None:
+    async def test(env: Env, store: Any) -> None:
+        session = Session(store, env, ttl_s=ttl_s)
+        state = await session.ensure()
+        opened_ns = env.clock.now_ns
+        margin_ns = opened_ns + int(ttl_s * 1e9) - state.deadline_ns
+        assert margin_ns >= 250e6
+        assert state.fresh_until_ns <= state.deadline_ns - margin_ns
+        # Nobody answered, and nobody failed: overdue is enough.
+        env.clock.now_ns = state.fresh_until_ns
+        assert state.state is Phase.SUSPENDED
+        await session.close()
+
+    run(test)
+
+
+def test_a_loss_in_another_thread_is_not_made_fresh_again_by_a_renewal() -> None:
+    """The renewal finds the session alive, and before it is done another thread finds it lost."""
+
+    async def test(env: Env, store: Any) -> None:
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        boottime_ns, calls = env.clock.boottime_ns, 0
+
+        def lost_meanwhile() -> int:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                state.lose()
+            return boottime_ns()
+
+        env.clock.boottime_ns = lost_meanwhile  # type: ignore[method-assign]
+        state.renewed(env.clock.now_ns)
+        assert calls >= 2
+        assert (state.fresh_until_ns, state.expired) == (0, True)
+        await session.close()
+
+    run(test)
+
+
+# -- a store that cannot be written
+
+
+@pytest.mark.parametrize("refusing", [False, True])
+def test_who_asked_in_time_lives_on_for_as_long_as_the_store_says(refusing: bool) -> None:
+    async def test(env: Env, store: Any) -> None:
+        going_on = asyncio.Event()
+
+        async def stuck() -> None:
+            if refusing and not going_on.is_set():
+                raise StoreUnavailable("the disk is full")
+            await going_on.wait()
+
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        first_ns = state.deadline_ns
+        asked: list[int] = []
+
+        def lease_until(lease: bytes) -> int:
+            assert lease == state.id
+            asked.append(env.clock.now_ns)
+            return env.clock.now_ns + 1
+
+        store.before_renewal = stuck
+        store.until = lease_until
+        await until(lambda: env.clock.now_ns > first_ns + int(60e9))
+        assert asked[0] >= first_ns
+        # Looked at all the while, though nobody else wanted to know: each of the two sleepers
+        # moves the clock.
+        assert len(asked) > 100
+        assert state.state is Phase.SUSPENDED
+        state.check()
+        # Once it can answer, it is renewed as ever; the memory store knows of no gap.
+        store.until = store._store.lease_until
+        await store._store.revoke_lease(state.id)
+        await store._store.grant_lease(state.id, 10.0)
+        going_on.set()
+        await until(lambda: state.state is Phase.ACTIVE)
+        assert state.deadline_ns > env.clock.now_ns
+        await session.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("answer", ["gone", "past", "error"])
+def test_what_the_store_has_ended_is_expired_for_ever(answer: str) -> None:
+    async def test(env: Env, store: Any) -> None:
+        def lease_until(lease: bytes) -> int | None:
+            if answer == "error":
+                raise StoreUnavailable("cannot be read either")
+            return None if answer == "gone" else env.clock.now_ns
+
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        store.before_renewal = never
+        store.until = lease_until
+        await until(lambda: env.clock.now_ns >= state.deadline_ns)
+        assert state.expired
+        store.until = lambda _: env.clock.now_ns + int(1e9)
+        assert state.expired
+        await session.close()
+
+    run(test)
+
+
+def test_who_did_not_ask_in_time_is_held_to_the_deadline() -> None:
+    async def test(env: Env, store: Any) -> None:
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        store.until = lambda _: env.clock.now_ns + int(1e9)
+        env.clock.now_ns = state.deadline_ns
+        assert state.expired
+        await session.close()
+
+    run(test)
+
+
+def test_a_renewal_that_failed_for_another_reason_does_not_count() -> None:
+    async def test(env: Env, store: Any) -> None:
+        async def damaged() -> None:
+            raise Corrupt("a damaged record")
+
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        store.until = lambda _: env.clock.now_ns + int(1e9)
+        store.before_renewal = damaged
+        await until(lambda: state.fresh_until_ns == 0)
+        env.clock.now_ns = state.deadline_ns
+        assert state.expired
+        await session.close()
+
+    run(test)
+
+
+def test_who_stood_still_for_a_ttl_has_lost_it_even_if_a_renewal_was_under_way() -> None:
+    async def test(env: Env, store: Any) -> None:
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        store.until = lambda _: env.clock.now_ns + int(1e9)
+        store.before_renewal = never
+        await until(lambda: env.clock.now_ns >= state.deadline_ns)
+        assert not state.expired
+        env.clock.now_ns += int(9e9)
+        assert not state.expired
+        env.clock.now_ns += int(1e9)
+        assert state.expired
+        await session.close()
+
+    run(test)
+
+
+# -- a loop that stands still
+
+
+def test_a_loop_that_stood_still_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(env: Env, store: Any) -> None:
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        start_ns = env.clock.now_ns
+        await until(lambda: env.clock.now_ns > start_ns + int(3e9))
+        assert caplog.records == []
+        env.clock.now_ns += int(5.9e9)
+        await until(lambda: bool(caplog.records))
+        await until(lambda: state.state is Phase.ACTIVE)
+        start_ns = env.clock.now_ns
+        await until(lambda: env.clock.now_ns > start_ns + int(20e9))
+        await session.close()
+
+    with caplog.at_level(logging.WARNING, "ringhold"):
+        run(test)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    message = record.getMessage()
+    assert "stood still for 5." in message or "stood still for 6." in message
+    assert "after 10 s the session is lost" in message

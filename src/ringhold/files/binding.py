@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from fsspec.asyn import AsyncFileSystem  # type: ignore[import-untyped]
 from fsspec.config import apply_config  # type: ignore[import-untyped]
@@ -24,11 +24,20 @@ from ringhold.errors import InvalidInput
 from ringhold.files.core import FileCore, ViewSource, alone
 from ringhold.files.paths import Parts, split_path
 from ringhold.files.scope import running_on
+from ringhold.home import Home, Openable
 from ringhold.store.view import View
 from ringhold.types import decode_name
 
 T = TypeVar("T")
-ClusterOpener = Callable[[str], tuple[FileCore, Bridge]]
+
+
+class FilesOwner(Openable, Protocol):
+    """A cluster of the async face, as far as its files need it."""
+
+    file_core: FileCore
+
+
+ClusterOpener = Callable[[str], Home[FilesOwner]]
 
 FILES_AT_ONCE = 16
 """How many files put, get and the like move at once; each may have several chunks in memory."""
@@ -41,7 +50,7 @@ def set_cluster_opener(opener: ClusterOpener) -> None:
     _opener[:] = [opener]
 
 
-def _open_cluster(url: str) -> tuple[FileCore, Bridge]:
+def _open_cluster(url: str) -> Home[FilesOwner]:
     if not _opener:
         importlib.import_module("ringhold.cluster")
     return _opener[0](url)
@@ -69,7 +78,7 @@ class _BySettledUrl(type(AsyncFileSystem)):  # type: ignore[misc]
         if cluster is not None:
             options["cluster"] = cluster
         options = apply_config(cls, options)
-        if options.get("core") is None:
+        if options.get("home") is None:
             options["cluster"] = _settled(options.get("cluster"))
         return super().__call__(*args, **options)
 
@@ -90,27 +99,38 @@ class ClusterFileSystem(AsyncFileSystem, metaclass=_BySettledUrl):  # type: igno
         *,
         cluster: str,
         auto_mkdir: bool = True,
-        core: FileCore | None = None,
-        bridge: Bridge | None = None,
+        home: Home[FilesOwner] | None = None,
         view: Callable[[], View] | None = None,
         asynchronous: bool = False,
         loop: Any = None,
         batch_size: int | None = None,
         **options: Any,
     ):
-        if core is None or bridge is None:
-            core, bridge = _open_cluster(cluster)
+        home = home or _open_cluster(cluster)
         super().__init__(
             asynchronous=asynchronous,
-            loop=bridge.loop,
+            loop=home.bridge().loop,
             batch_size=batch_size or FILES_AT_ONCE,
             **options,
         )
         self.auto_mkdir = auto_mkdir
         self.cluster = cluster
-        self.core = core
-        self._bridge = bridge
+        self.home = home
         self._bound_view = view
+
+    @property
+    def core(self) -> FileCore:
+        """The files of the cluster of this process, which in a forked child is opened anew."""
+        return self.home.cluster().file_core
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self.home.bridge()
+
+    @property
+    def loop(self) -> Any:
+        """The loop on which the coroutines do their work."""
+        return self._bridge.loop
 
     # -- fsspec's bookkeeping -------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from fsspec.utils import other_paths, stringify_path  # type: ignore[import-unty
 from ringhold.core import checksum
 from ringhold.errors import InvalidInput
 from ringhold.files import transfer
-from ringhold.files.binding import ClusterFileSystem, set_cluster_opener
+from ringhold.files.binding import ClusterFileSystem, FilesOwner, set_cluster_opener
 from ringhold.files.core import lock_name
 from ringhold.files.fsck import FsckReport
 from ringhold.files.gc import GcReport
@@ -53,7 +53,7 @@ class RingholdFileSystem(ClusterFileSystem):
 
     cluster: URL of an existing cluster; `$RINGHOLD_CLUSTER` if not given.
     auto_mkdir: whether writing, copying and moving create missing parents, in the same commit.
-    core, bridge, view: given by an open cluster instead of its URL.
+    home, view: given by an open cluster instead of its URL.
 
     >>> fs = RingholdFileSystem(cluster="data/")  # doctest: +SKIP
     >>> fs.pipe_file("/hello", b"world")  # doctest: +SKIP
@@ -434,10 +434,11 @@ class RingholdFileSystem(ClusterFileSystem):
                 raise file_error(errno.EISDIR, parts)
             return lock_name(status.ino)
 
-        handle = AsyncLock(self.core.locks, name, label=join_path(parts), timeout=timeout)
-        if self.asynchronous:
-            return handle
-        return Lock(handle, self._bridge, self.core.env)
+        def handle(cluster: FilesOwner) -> AsyncLock:
+            label = join_path(parts)
+            return AsyncLock(cluster.file_core.locks, name, label=label, timeout=timeout)
+
+        return handle(self.home.cluster()) if self.asynchronous else Lock(self.home, handle)
 
     @property
     def transaction(self) -> TransactionBlock:

@@ -26,6 +26,11 @@ class Runner(Protocol):
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
 
+    @property
+    def foreign(self) -> bool: ...
+
+    def check_process(self) -> None: ...
+
     def run(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
 
     async def hop(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
@@ -231,7 +236,7 @@ class ReadFile(io.RawIOBase):
             return
         super().close()
         self._buffer, self._rest = memoryview(b""), []
-        if self._ahead.busy and self._runner.loop.is_running():
+        if self._ahead.busy and not self._runner.foreign and self._runner.loop.is_running():
             self._runner.run(self._ahead.stop())
 
     def __del__(self) -> None:

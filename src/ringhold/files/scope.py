@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
+from ringhold.bridge import Life
 from ringhold.errors import (
     Closed,
     Conflict,
@@ -37,10 +38,14 @@ _running: ContextVar[tuple[FileTransaction, ...]] = ContextVar("ringhold_files",
 
 
 def running_on(core: FileCore) -> FileTransaction | None:
-    """The transaction on `core` that the caller is in."""
+    """The transaction on `core` that the caller is in. Closed when that is one of the process
+    this one was forked from: what is done in it must not take effect outside of it."""
     for transaction in _running.get():
-        if transaction.core is core and transaction.active:
-            return transaction
+        if transaction.active:
+            if transaction.core is core:
+                return transaction
+            if transaction.core.cluster.identity == core.cluster.identity:
+                transaction.check_process()
     return None
 
 
@@ -49,12 +54,17 @@ class FileTransaction:
 
     def __init__(self, core: FileCore):
         self.core = core
+        self._life = Life("the file transaction")
         self._snapshot: Snapshot | None = None
         self._view: View | None = None
 
     @property
     def active(self) -> bool:
         return self._view is not None
+
+    def check_process(self) -> None:
+        """Closed in a process that was forked from the one that began it."""
+        self._life.check()
 
     def view(self) -> View:
         """The view of an operation inside. Closed once the transaction has ended."""

@@ -81,6 +81,7 @@ class WriteFile(_Publishing):
     def write(self, data: Buffer, /) -> int:  # type: ignore[override]
         """Takes all of `data`; returns its length in bytes."""
         self._check_open()
+        self._runner.check_process()
         data = contiguous(data)
         length = memoryview(data).nbytes
         # A trip to the loop costs more than a small copy.
@@ -157,7 +158,7 @@ class WriteFile(_Publishing):
 
 def _collected(file: object, writer: FileWriter, runner: Runner) -> None:
     """Discards what was never closed. Runs on any thread: it may not wait for the loop."""
-    if not writer.open:
+    if not writer.open or runner.foreign:
         return
     if runner.loop.is_running():
         runner.loop.call_soon_threadsafe(_start_discard, writer)

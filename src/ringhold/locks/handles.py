@@ -11,11 +11,11 @@ import math
 import threading
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 from ringhold.bridge import Bridge
-from ringhold.env import Env
 from ringhold.errors import InvalidInput, LockLost, LockTimeout, NotOwned
+from ringhold.home import Home, Openable
 from ringhold.locks.grant import Grant as AsyncGrant
 from ringhold.locks.grant import leave
 from ringhold.locks.lock import LockService
@@ -26,6 +26,7 @@ from ringhold.types import decode_name, encode_name
 OWNER_MAX = (1 << 63) - 1
 USER_NAME_BYTES_MAX = 4095
 NameSource = bytes | Callable[[], Awaitable[bytes]]
+C = TypeVar("C", bound=Openable)
 
 
 def user_name(name: str | bytes) -> bytes:
@@ -128,7 +129,11 @@ class AsyncLock:
 
     def last(self) -> AsyncGrant | None:
         """The caller's grant, lost or not, unless it was released."""
-        return None if self._name is None else self._service.last(self._name, self._caller())
+        return self.last_of(self._caller())
+
+    def last_of(self, caller: int) -> AsyncGrant | None:
+        owner = caller if self._owner is None else self._owner
+        return None if self._name is None else self._service.last(self._name, owner)
 
     def owned(self) -> bool:
         """Whether the caller holds the lock, as far as this process knows; no I/O."""
@@ -198,10 +203,9 @@ class Grant:
     the grant ended before its release.
     """
 
-    def __init__(self, grant: AsyncGrant, bridge: Bridge, env: Env):
+    def __init__(self, grant: AsyncGrant, bridge: Bridge):
         self._grant = grant
         self._bridge = bridge
-        self._env = env
         self.lost = threading.Event()
         self.token = grant.token
         self.name = grant.name
@@ -254,24 +258,39 @@ class Grant:
         self._bridge.finish(lambda: leave(self._grant, error))
 
 
-class Lock:
+class Lock(Generic[C]):
     """A lock of the blocking face, used as `threading.Lock` is.
 
     >>> with cluster.lock("report", timeout=5) as grant:  # doctest: +SKIP
     ...     publish(token=grant.token)
     """
 
-    def __init__(self, lock: AsyncLock, bridge: Bridge, env: Env):
-        self._lock = lock
-        self._bridge = bridge
-        self._env = env
+    def __init__(self, home: Home[C], make: Callable[[C], AsyncLock]):
+        cluster = home.cluster()
+        self._home = home
+        self._make = make
+        self._made = cluster, make(cluster)
+        self.name = self._made[1].name
 
     def __repr__(self) -> str:
-        return f"<Lock {self._lock.name!r}>"
+        return f"<Lock {self.name!r}>"
 
     @property
-    def name(self) -> str:
-        return self._lock.name
+    def _lock(self) -> AsyncLock:
+        cluster = self._home.cluster()
+        if self._made[0] is not cluster:
+            self._made = cluster, self._make(cluster)
+        return self._made[1]
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._home.bridge()
+
+    def _check_begun_here(self) -> None:
+        """Closed, naming the parent, for what this thread acquired before a fork."""
+        cluster, lock = self._made
+        if cluster.life.foreign and lock.last_of(thread_owner()) is not None:
+            cluster.life.check()
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> Grant | None:
         """The grant, or None when it gave up. `timeout` in seconds, -1 for ever; the lock's own
@@ -284,7 +303,7 @@ class Lock:
         return None if grant is None else await self._wrap(grant)
 
     async def _wrap(self, grant: AsyncGrant) -> Grant:
-        return await Grant(grant, self._bridge, self._env).attach()
+        return await Grant(grant, self._bridge).attach()
 
     def try_acquire(self) -> Grant | None:
         """The grant, or None at once when somebody else holds the lock or waits for it."""
@@ -292,6 +311,7 @@ class Lock:
 
     def release(self) -> None:
         """Ends this thread's grant. NotOwned when there is none, LockLost when it had ended."""
+        self._check_begun_here()
         self._bridge.finish(self._lock.release)
 
     def locked(self) -> bool:
@@ -300,7 +320,6 @@ class Lock:
 
     def owned(self) -> bool:
         """Whether the calling thread holds the lock, as far as this process knows; no I/O."""
-        self._bridge.check_process()
         return self._lock.owned_by(thread_owner())
 
     def __enter__(self) -> Grant:
@@ -324,6 +343,7 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._check_begun_here()
         self._bridge.finish(lambda: self._lock.__aexit__(kind, error, traceback))
 
 
@@ -332,12 +352,25 @@ async def _release(grant: Grant | None) -> None:
         await grant.held.release()
 
 
+class LocksOwner(Openable, Protocol):
+    """A cluster of the async face, as far as its locks need it."""
+
+    locks: AsyncLocks
+
+
 class Locks:
     """``cluster.locks``: who holds and awaits a user's locks."""
 
-    def __init__(self, locks: AsyncLocks, bridge: Bridge):
-        self._locks = locks
-        self._bridge = bridge
+    def __init__(self, home: Home[LocksOwner]):
+        self._home = home
+
+    @property
+    def _locks(self) -> AsyncLocks:
+        return self._home.cluster().locks
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._home.bridge()
 
     def holders(self, name: str | bytes) -> list[LockParty]:
         """Who holds the lock `name`, in any process."""

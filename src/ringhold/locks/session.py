@@ -7,6 +7,12 @@ that runs on while the machine sleeps, less a margin; it therefore passes before
 end the lease, and is judged where it matters (`SessionState.check`), since after a pause of the
 process user code may run before any timer.
 
+A store that cannot be written cannot end a lease either, and judges leases by the time during
+which it could be written. So when the deadline passes while a renewal sent before it is still
+unanswered, or was refused with StoreUnavailable, the store is asked how long the lease is safe,
+and until then the session lives on, suspended. Who did not ask in time, or stood still for a
+whole TTL, is held to the deadline.
+
 Not guaranteed: that `check` is still true a moment later. What must hold compares
 `SessionState.born` in its commit.
 """
@@ -14,6 +20,7 @@ Not guaranteed: that `check` is still true a moment later. What must hold compar
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import os
 from collections.abc import Callable
@@ -22,7 +29,13 @@ from dataclasses import dataclass
 import msgspec
 
 from ringhold.env import Env, finish, process_id
-from ringhold.errors import Closed, InvalidInput, RingholdError, SessionExpired
+from ringhold.errors import (
+    Closed,
+    InvalidInput,
+    RingholdError,
+    SessionExpired,
+    StoreUnavailable,
+)
 from ringhold.store.base import Born, Put, Store
 from ringhold.store.keyspace import session_key
 from ringhold.store.repeat import commit_sure
@@ -37,6 +50,9 @@ RETRY_PAUSE_S = 0.1
 PAUSE_S_MAX = 0.5
 """Timers stand still while the machine sleeps, the deadline does not: look at the clock often."""
 
+LOOK_NS = 100_000_000
+"""Between two looks at a session that lives on beyond its deadline."""
+
 
 class SessionRecord(msgspec.Struct, frozen=True, array_like=True):
     """Key S<session>: who opened it, for people; nothing is decided by it."""
@@ -50,6 +66,16 @@ encode_record = msgspec.msgpack.Encoder().encode
 decode_record = msgspec.msgpack.Decoder(SessionRecord).decode
 
 
+class Phase(enum.StrEnum):
+    """What a session may be relied on for."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    """What is held stays; nothing new is granted without asking the store."""
+    EXPIRED = "expired"
+    """For ever."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Timing:
     ttl_ns: int
@@ -58,9 +84,19 @@ class _Timing:
     def deadline_ns(self, sent_ns: int) -> int:
         return sent_ns + self.ttl_ns - self.margin_ns
 
+    def fresh_until_ns(self, sent_ns: int) -> int:
+        # The next renewal is due after a quarter and overdue after another one; with TTLs from
+        # TTL_S_MIN on that is no later than a margin before the deadline.
+        return sent_ns + self.ttl_ns // 2
+
 
 class SessionState:
-    """One session. `born` is the compare that it is alive; `next_id` gives ids never reused."""
+    """One session. `born` is the compare that it is alive; `next_id` gives ids never reused.
+
+    `fresh_until_ns`: before this moment on `Clock.boottime_ns` a lock may be granted from the
+    cache. An attribute, since every such grant looks at it, in any thread; 0 once the session
+    is lost or a renewal failed.
+    """
 
     def __init__(
         self,
@@ -70,13 +106,21 @@ class SessionState:
         env: Env,
         timing: _Timing,
         sent_ns: int,
+        lease_until: Callable[[bytes], int | None],
     ):
         self.id = session_id
         self.born = born
         self.record = record
+        self.ttl_s = timing.ttl_ns / 1e9
+        self.fresh_until_ns = timing.fresh_until_ns(sent_ns)
         self._env = env
         self._timing = timing
+        self._lease_until = lease_until
         self._deadline_ns = timing.deadline_ns(sent_ns)
+        self._seen_ns = env.clock.boottime_ns()
+        # Whether the store was asked in time and has not answered since. What opened the
+        # session counts if the answer took longer than the deadline.
+        self._unanswered = self._seen_ns >= self._deadline_ns
         self._lost = False
         self._counter = 0
         self._on_loss: dict[object, Callable[[], None]] = {}
@@ -84,17 +128,47 @@ class SessionState:
 
     @property
     def deadline_ns(self) -> int:
-        """On `Clock.boottime_ns`; the session counts as expired from then on."""
+        """On `Clock.boottime_ns`; from then on the session is expired unless the store could
+        not answer a renewal sent before."""
         return self._deadline_ns
+
+    @property
+    def state(self) -> Phase:
+        """Callable from any thread."""
+        if self.expired:
+            return Phase.EXPIRED
+        fresh = self._env.clock.boottime_ns() < self.fresh_until_ns
+        return Phase.ACTIVE if fresh else Phase.SUSPENDED
 
     @property
     def expired(self) -> bool:
         """Whether the session is lost; once true it stays true. Callable from any thread."""
-        # The flag goes first and is never taken back: a renewal that raises the deadline at
-        # this very moment must not revive what another thread was just told is lost.
-        if not self._lost and self._env.clock.boottime_ns() >= self._deadline_ns:
-            self._lost = True
+        if self._lost:
+            return True
+        # In this order: a renewal answered meanwhile raises the deadline before it takes back
+        # that one is unanswered.
+        now_ns, unanswered = self._env.clock.boottime_ns(), self._unanswered
+        if now_ns >= self._deadline_ns and not (unanswered and self._lives_on(now_ns)):
+            self._mark_lost()
         return self._lost
+
+    def _lives_on(self, now_ns: int) -> bool:
+        """Whether the store says so, to a process that was there to hear its answer."""
+        if now_ns - self._seen_ns >= self._timing.ttl_ns:
+            return False
+        try:
+            until_ns = self._lease_until(self.id)
+        except RingholdError as error:
+            logger.info("the lease of session %s cannot be judged: %s", self.id.hex(), error)
+            return False
+        return until_ns is not None and self._env.clock.boottime_ns() < until_ns
+
+    def _mark_lost(self) -> None:
+        # Never taken back: a renewal that comes at this very moment must not revive what
+        # another thread was just told is lost. Hence 0 also after the flag (see `renewed`).
+        self.fresh_until_ns = 0
+        self._lost = True
+        self.fresh_until_ns = 0
 
     def check(self) -> None:
         """Raises SessionExpired once the deadline has passed."""
@@ -126,15 +200,39 @@ class SessionState:
 
     def lose(self) -> None:
         """Gives the session up: its lease is revoked as soon as the store answers."""
-        self._lost = True
+        self._mark_lost()
         self._wake.set()
 
+    def renewing(self, sent_ns: int) -> None:
+        """A renewal is sent at this moment."""
+        if sent_ns < self._deadline_ns:
+            self._unanswered = True
+
     def renewed(self, sent_ns: int) -> None:
-        if not self.expired:
-            self._deadline_ns = self._timing.deadline_ns(sent_ns)
+        """The renewal sent at that moment was answered."""
+        if self.expired:
+            return
+        self._deadline_ns = self._timing.deadline_ns(sent_ns)
+        if self._env.clock.boottime_ns() < self._deadline_ns:
+            # Otherwise the answer came too late to count; what the store says counts on.
+            self._unanswered = False
+        self.fresh_until_ns = self._timing.fresh_until_ns(sent_ns)
+        if self._lost:
+            self.fresh_until_ns = 0
+
+    def refused(self, *, unavailable: bool) -> None:
+        """The renewal failed; `unavailable`: because the store could not answer."""
+        self.fresh_until_ns = 0
+        if not unavailable:
+            self._unanswered = False
+
+    def seen(self, now_ns: int) -> None:
+        """The loop runs at this moment. To be told after `expired` was judged."""
+        self._seen_ns = now_ns
 
     def announce_loss(self) -> None:
-        self._lost = True
+        self._mark_lost()
+        self._wake.set()
         callbacks = list(self._on_loss.values())
         self._on_loss.clear()
         for callback in callbacks:
@@ -208,40 +306,63 @@ class Session:
             await self._store.revoke_lease(session_id)
             raise
         born = Born(key, revision)
-        state = SessionState(session_id, born, record, self._env, self._timing, sent_ns)
+        lease_until = self._store.lease_until
+        state = SessionState(
+            session_id, born, record, self._env, self._timing, sent_ns, lease_until
+        )
         self._current = state
-        keeper = asyncio.ensure_future(self._keep(state))
+        keeper = asyncio.ensure_future(self._keep(state, sent_ns))
         self._keepers[state] = keeper
         keeper.add_done_callback(lambda _: self._keepers.pop(state, None))
         return state
 
-    async def _keep(self, state: SessionState) -> None:
+    async def _keep(self, state: SessionState, sent_ns: int) -> None:
         # Two tasks, since a renewal that hangs in the store must not delay the news of the loss.
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._renew(state))
+            group.create_task(self._renew(state, sent_ns))
             group.create_task(self._watch_deadline(state))
 
     async def _watch_deadline(self, state: SessionState) -> None:
         while not state.expired:
-            await state.pause(state.deadline_ns)
+            now_ns = self._env.clock.boottime_ns()
+            state.seen(now_ns)
+            due_ns = state.deadline_ns if now_ns < state.deadline_ns else now_ns + LOOK_NS
+            due_ns = min(due_ns, now_ns + int(PAUSE_S_MAX * 1e9))
+            await state.pause(due_ns)
+            self._warn_if_late(state, self._env.clock.boottime_ns() - due_ns)
         logger.warning("session %s is lost, and with it what it held", state.id.hex())
         state.announce_loss()
 
-    async def _renew(self, state: SessionState) -> None:
+    def _warn_if_late(self, state: SessionState, late_ns: int) -> None:
+        if late_ns > self._timing.ttl_ns // 2:
+            logger.warning(
+                "the event loop that renews session %s stood still for %.1f s: code held the GIL "
+                "or blocked the loop, or the process or the machine was stopped; after %g s "
+                "the session is lost with everything it holds",
+                state.id.hex(),
+                late_ns / 1e9,
+                self._ttl_s,
+            )
+
+    async def _renew(self, state: SessionState, sent_ns: int) -> None:
         interval_ns = self._timing.ttl_ns // 4
         pause_ns = int(RETRY_PAUSE_S * 1e9)
-        next_ns = self._env.clock.boottime_ns() + interval_ns
+        next_ns = sent_ns + interval_ns
         while not state.expired:
-            await state.pause(min(next_ns, state.deadline_ns))
+            await state.pause(next_ns)
             sent_ns = self._env.clock.boottime_ns()
             if state.expired or sent_ns < next_ns:
                 continue
+            state.renewing(sent_ns)
             try:
                 await self._store.renew_lease(state.id)
             except SessionExpired:
                 state.lose()
             except RingholdError as error:
-                logger.warning("renewal of session %s failed: %s", state.id.hex(), error)
+                # Told once in a row: a full disk refuses ten times a second.
+                level = logging.WARNING if state.fresh_until_ns else logging.DEBUG
+                logger.log(level, "renewal of session %s failed: %s", state.id.hex(), error)
+                state.refused(unavailable=isinstance(error, StoreUnavailable))
                 next_ns = self._env.clock.boottime_ns() + pause_ns
             else:
                 state.renewed(sent_ns)

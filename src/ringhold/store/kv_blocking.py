@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from ringhold.bridge import Bridge
+from ringhold.home import Home, Openable
 from ringhold.store.kv import Bound, KeyEvent, KeyValue, Value
 from ringhold.types import Entry
 
@@ -84,9 +85,13 @@ class ReadableKeys(Protocol):
 class Subscripts(abc.ABC):
     """Keys that are read and written by subscript, over what reads them on the async face."""
 
-    def __init__(self, keys: ReadableKeys, bridge: Bridge):
-        self._keys = keys
-        self._bridge = bridge
+    @property
+    @abc.abstractmethod
+    def _keys(self) -> ReadableKeys: ...
+
+    @property
+    @abc.abstractmethod
+    def _bridge(self) -> Bridge: ...
 
     def __getitem__(self, key: str | bytes) -> bytes:
         entry = self.entry(key)
@@ -136,12 +141,29 @@ class Subscripts(abc.ABC):
         return iter(self._bridge.run(found))
 
 
+class KeyValueOwner(Openable, Protocol):
+    """A cluster of the async face, as far as its keys need it."""
+
+    kv: KeyValue
+
+
 class BlockingKeyValue(Subscripts):
     """Small state in the store: ``kv[key]``, `get`, `put`, `delete`, `entry`, `range`, `watch`."""
 
-    def __init__(self, kv: KeyValue, bridge: Bridge):
-        super().__init__(kv, bridge)
-        self._kv = kv
+    def __init__(self, home: Home[KeyValueOwner]):
+        self._home = home
+
+    @property
+    def _kv(self) -> KeyValue:
+        return self._home.cluster().kv
+
+    @property
+    def _keys(self) -> KeyValue:
+        return self._kv
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._home.bridge()
 
     def __delitem__(self, key: str | bytes) -> None:
         if self._bridge.run(self._kv.pop(key)) is None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from ringhold.bridge import Bridge
-from ringhold.env import Env
+from ringhold.env import real_env
 from ringhold.errors import TransactionAborted
+from ringhold.home import Home, Openable
 from ringhold.store.kv import Value
 from ringhold.store.kv_blocking import Subscripts
 from ringhold.transactions.manager import AsyncTransactions, backoff_s, check_retries
 from ringhold.transactions.transaction import Transaction as AsyncTransaction
+from ringhold.transactions.transaction import TransactionKeyValue as AsyncTransactionKeyValue
 from ringhold.transactions.transaction import TransactionStatus
 
 T = TypeVar("T")
@@ -24,8 +26,16 @@ class TransactionKeyValue(Subscripts):
     """``tx.kv``: reads at the transaction's revision, own writes included."""
 
     def __init__(self, transaction: AsyncTransaction, bridge: Bridge):
-        super().__init__(transaction.kv, bridge)
         self._kv = transaction.kv
+        self._own_bridge = bridge
+
+    @property
+    def _keys(self) -> AsyncTransactionKeyValue:
+        return self._kv
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._own_bridge
 
     def __delitem__(self, key: str | bytes) -> None:
         if self.entry(key) is None:
@@ -75,6 +85,7 @@ class Transaction:
     @property
     def fs(self) -> Any:
         """The cluster's file system, bound to this transaction until it ends."""
+        self._bridge.check_process()
         if self._file_system is None:
             self._file_system = self._make_file_system(self._transaction)
         return self._file_system
@@ -115,24 +126,33 @@ class Transaction:
         self._bridge.run(self._transaction.__aexit__(kind, error, traceback))
 
 
+class TransactionsOwner(Openable, Protocol):
+    """A cluster of the async face, as far as its transactions need it."""
+
+    transactions: AsyncTransactions
+
+
 class Transactions:
     """``cluster.transactions`` of the blocking face."""
 
     def __init__(
         self,
-        transactions: AsyncTransactions,
-        bridge: Bridge,
-        env: Env,
+        home: Home[TransactionsOwner],
         file_system: Callable[[AsyncTransaction], Any],
     ):
-        self._transactions = transactions
-        self._bridge = bridge
-        self._env = env
+        self._home = home
         self._file_system = file_system
+
+    @property
+    def _transactions(self) -> AsyncTransactions:
+        return self._home.cluster().transactions
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._home.bridge()
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
         """One that begins where it is entered: ``with``."""
-        self._bridge.check_process()
         transaction = self._transactions.transaction(timeout)
         return Transaction(transaction, self._bridge, self._file_system)
 
@@ -161,7 +181,8 @@ class Transactions:
                     except TransactionAborted as error:
                         if not error.retryable or attempt == retries:
                             raise
-                    self._bridge.run(self._env.sleep(backoff_s(self._env, attempt)))
+                    env = real_env()
+                    self._bridge.run(env.sleep(backoff_s(env, attempt)))
                 raise AssertionError("the last attempt returns or raises")
 
             return run

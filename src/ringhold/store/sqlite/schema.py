@@ -29,6 +29,7 @@ import apsw
 
 from ringhold.errors import Corrupt, InvalidInput, RingholdError, StoreUnavailable
 from ringhold.store import lock_files
+from ringhold.store.sqlite import library
 from ringhold.store.sqlite.rows import META_NAMES, meta_sum
 
 APPLICATION_ID = 0x52484C44  # "RHLD"
@@ -101,6 +102,7 @@ def translated(error: apsw.Error | UnicodeDecodeError, path: str) -> RingholdErr
 
 def connect(path: str, *, create: bool = False, read_only: bool = False) -> apsw.Connection:
     """A connection whose close and whose commits never start a checkpoint."""
+    library.use()
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     connection = apsw.Connection(path, flags=flags)
     _connections.add(connection)
