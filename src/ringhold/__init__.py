@@ -66,8 +66,13 @@ if TYPE_CHECKING:
         digest,
     )
     from ringhold.core.ring_results import Move, Placement, RingDiff
+    from ringhold.locks.election import Election, Leader
+    from ringhold.locks.fence import Fence
     from ringhold.locks.handles import Grant, Lock
+    from ringhold.locks.multi import Grants, LockMany
     from ringhold.locks.records import LockParty
+    from ringhold.locks.semaphore import Semaphore
+    from ringhold.locks.slot_grants import BlockingSlotGrant as SlotGrant
     from ringhold.store.kv import KeyEvent as Event
     from ringhold.transactions.blocking import Transaction
     from ringhold.transactions.transaction import TransactionStatus
@@ -78,11 +83,16 @@ _HOMES = {
     "Cluster": "ringhold.cluster",
     "ClusterStatus": "ringhold.assembly.administration",
     "Digest": "ringhold.core",
+    "Election": "ringhold.locks.election",
     "Event": "ringhold.store.kv:KeyEvent",
+    "Fence": "ringhold.locks.fence",
     "Grant": "ringhold.locks.handles",
+    "Grants": "ringhold.locks.multi",
     "Layout": "ringhold.core",
     "LayoutPlan": "ringhold.core",
+    "Leader": "ringhold.locks.election",
     "Lock": "ringhold.locks.handles",
+    "LockMany": "ringhold.locks.multi",
     "LockParty": "ringhold.locks.records",
     "LockTable": "ringhold.core",
     "Move": "ringhold.core.ring_results",
@@ -90,6 +100,8 @@ _HOMES = {
     "Placement": "ringhold.core.ring_results",
     "Ring": "ringhold.core",
     "RingDiff": "ringhold.core.ring_results",
+    "Semaphore": "ringhold.locks.semaphore",
+    "SlotGrant": "ringhold.locks.slot_grants:BlockingSlotGrant",
     "Transaction": "ringhold.transactions.blocking",
     "TransactionStatus": "ringhold.transactions.transaction",
     "checksum": "ringhold.core",
@@ -114,17 +126,22 @@ __all__ = [
     "Corrupt",
     "DeadlockError",
     "Digest",
+    "Election",
     "EmptyRing",
     "Entry",
     "Event",
     "EventKind",
+    "Fence",
     "Grant",
+    "Grants",
     "InvalidInput",
     "Layout",
     "LayoutPlan",
+    "Leader",
     "Lock",
     "LockError",
     "LockLost",
+    "LockMany",
     "LockParty",
     "LockTable",
     "LockTimeout",
@@ -143,7 +160,9 @@ __all__ = [
     "Ring",
     "RingDiff",
     "RingholdError",
+    "Semaphore",
     "SessionExpired",
+    "SlotGrant",
     "StaleToken",
     "StoreUnavailable",
     "TableGrant",

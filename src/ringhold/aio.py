@@ -26,12 +26,19 @@ from ringhold.errors import Conflict
 from ringhold.files.core import FileCore
 from ringhold.files.filesystem import RingholdFileSystem
 from ringhold.home import Home
+from ringhold.locks.election import AsyncElection as Election
+from ringhold.locks.fence import AsyncFence as Fence
 from ringhold.locks.grant import Grant
 from ringhold.locks.handles import AsyncLock as Lock
 from ringhold.locks.handles import AsyncLocks as Locks
 from ringhold.locks.handles import async_user_lock, check_timeout
 from ringhold.locks.lock import LockService
+from ringhold.locks.multi import AsyncGrants as Grants
+from ringhold.locks.multi import AsyncLockMany as LockMany
+from ringhold.locks.multi import Names
+from ringhold.locks.semaphore import AsyncSemaphore as Semaphore
 from ringhold.locks.session import Session, check_ttl
+from ringhold.locks.slot_grants import SlotGrant, SlotService
 from ringhold.nodes.pool import NodePool
 from ringhold.nodes.records import ClusterRecord
 from ringhold.store.base import Store
@@ -42,10 +49,16 @@ from ringhold.types import NodeSpec
 
 __all__ = [
     "Cluster",
+    "Election",
+    "Fence",
     "Grant",
+    "Grants",
     "KeyValue",
     "Lock",
+    "LockMany",
     "Locks",
+    "Semaphore",
+    "SlotGrant",
     "Transaction",
     "TransactionKeyValue",
     "Transactions",
@@ -81,6 +94,7 @@ class Cluster:
         self._session = session
         self._pool = NodePool(store, env, record.identity, location.directory)
         self._lock_service = LockService(store, env, session)
+        self.slots = SlotService(store, env, session)
         self._administration = Administration(location, store, env, record)
         self._fs: RingholdFileSystem | None = None
         self.file_core = FileCore(store, env, session, self._pool, self._lock_service, record)
@@ -135,6 +149,50 @@ class Cluster:
         """
         self._life.check()
         return async_user_lock(self._lock_service, name, mode=mode, timeout=timeout, owner=owner)
+
+    def lock_many(
+        self,
+        names: Names,
+        *,
+        mode: str = "exclusive",
+        timeout: float | None = -1,
+        owner: int | None = None,
+    ) -> LockMany:
+        """The locks `names`, all or none: ``async with cluster.lock_many(["a", "b"])``.
+
+        timeout: seconds for all of them, -1 for ever; owner: the calling task unless given.
+        """
+        self._life.check()
+
+        def lock(name: bytes) -> Lock:
+            return self.lock(name, mode=mode, owner=owner)
+
+        return LockMany(names, lock, self._env, timeout=timeout)
+
+    def semaphore(
+        self,
+        name: str | bytes,
+        limit: int,
+        *,
+        timeout: float | None = -1,
+        owner: int | None = None,
+    ) -> Semaphore:
+        """At most `limit` holders across processes: ``async with cluster.semaphore("x", 3)``.
+
+        timeout: seconds to wait, -1 for ever; owner: the calling task unless given.
+        """
+        self._life.check()
+        return Semaphore(self.slots, name, limit, timeout=timeout, owner=owner)
+
+    def election(self, name: str | bytes, *, value: str = "") -> Election:
+        """A candidate in the election `name`; `value` is told by ``leader()`` while it leads."""
+        self._life.check()
+        return Election(self.slots, name, value=value)
+
+    def fence(self, name: str | bytes) -> Fence:
+        """The fence that judges tokens of the lock `name`: ``await fence.admit(token)``."""
+        self._life.check()
+        return Fence(self._store, self._env, self._life.check, name)
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
         """``async with cluster.transaction() as tx``: commits at the end, or has no effect."""
@@ -197,6 +255,7 @@ class Cluster:
                 async with asyncio.timeout(limit_s), AsyncExitStack() as graceful:
                     graceful.push_async_callback(self._session.close)
                     graceful.push_async_callback(self._lock_service.close)
+                    graceful.push_async_callback(self.slots.close)
                     graceful.push_async_callback(self.transactions.close)
                     graceful.push_async_callback(self.file_core.close)
             except TimeoutError:

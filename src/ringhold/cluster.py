@@ -25,7 +25,11 @@ from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
 from ringhold.files.filesystem import RingholdFileSystem, set_cluster_opener
 from ringhold.home import Home
+from ringhold.locks.election import Election
+from ringhold.locks.fence import Fence
 from ringhold.locks.handles import Lock, Locks
+from ringhold.locks.multi import LockMany, Names
+from ringhold.locks.semaphore import Semaphore
 from ringhold.store.kv_blocking import BlockingKeyValue
 from ringhold.transactions.blocking import Transaction, Transactions
 from ringhold.transactions.transaction import Transaction as AsyncTransaction
@@ -88,6 +92,53 @@ class Cluster:
             return cluster.lock(name, mode=mode, timeout=timeout, owner=owner)
 
         return Lock(self.home, make)
+
+    def lock_many(
+        self,
+        names: Names,
+        *,
+        mode: str = "exclusive",
+        timeout: float | None = -1,
+        owner: int | None = None,
+    ) -> LockMany:
+        """The locks `names`, all or none: ``with cluster.lock_many(["a", "b"]) as grants``.
+
+        timeout: seconds for all of them, -1 for ever; owner: the calling thread unless given.
+        """
+        self._bridge.check_process()
+
+        def lock(name: bytes) -> Lock:
+            return self.lock(name, mode=mode, owner=owner)
+
+        return LockMany(names, lock, self._env, timeout=timeout)
+
+    def semaphore(
+        self,
+        name: str | bytes,
+        limit: int,
+        *,
+        timeout: float | None = -1,
+        owner: int | None = None,
+    ) -> Semaphore:
+        """At most `limit` holders across processes: ``with cluster.semaphore("x", 3)``.
+
+        timeout: seconds to wait, -1 for ever; owner: the calling thread unless given.
+        """
+        self._bridge.check_process()
+        semaphore = self._cluster.semaphore(name, limit, timeout=timeout, owner=owner)
+        return Semaphore(semaphore, self._cluster.slots, self._bridge)
+
+    def election(self, name: str | bytes, *, value: str = "") -> Election:
+        """A candidate in the election `name`; `value` is told by ``leader()`` while it leads."""
+        self._bridge.check_process()
+        return Election(
+            self._cluster.election(name, value=value), self._cluster.slots, self._bridge
+        )
+
+    def fence(self, name: str | bytes) -> Fence:
+        """The fence that judges tokens of the lock `name`: ``fence.admit(grant.token)``."""
+        self._bridge.check_process()
+        return Fence(self._cluster.fence(name), self._bridge)
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
         """``with cluster.transaction() as tx``: commits at the end, or has no effect.

@@ -7,6 +7,10 @@ S<session 12>              a session; bound to its lease
 k<key>                     the user's key-value pairs
 l<length u16><name>…       who holds and awaits a lock (`ringhold.locks.keys`)
 m<session 12>…             letters to a session; bound to its lease
+f<name>                    fence of a lock: the highest exclusive token admitted, u64
+s<length u16><name>        semaphore, then <limit u32>x<slot u32> for a holder, <limit u32>q<id>
+                           for a waiter; bound to their leases
+e<length u16><name>        election, as a semaphore with the limit 1
 i                          next free inode number
 I<ino u64>                 inode
 D<ino u64><name>           directory entry
@@ -26,6 +30,9 @@ SESSION = b"S"
 KEY_VALUE = b"k"
 LOCK = b"l"
 MAILBOX = b"m"
+FENCE = b"f"
+SEMAPHORE = b"s"
+ELECTION = b"e"
 NEXT_INODE = b"i"
 INODE = b"I"
 DIRECTORY_ENTRY = b"D"
@@ -86,4 +93,13 @@ def repair_key(copies: int, run: bytes) -> bytes:
 
 def lock_prefix(name: bytes) -> bytes:
     """The length goes first, so that no name's keys lie within another's range."""
-    return LOCK + len(name).to_bytes(2, "big") + name
+    return named_prefix(LOCK, name)
+
+
+def named_prefix(letter: bytes, name: bytes) -> bytes:
+    """As `lock_prefix`, of another letter."""
+    return letter + len(name).to_bytes(2, "big") + name
+
+
+def fence_key(name: bytes) -> bytes:
+    return FENCE + name

@@ -123,6 +123,17 @@ class View:
         entries = dict(zip(unread, await self._snapshot.get_many(unread), strict=True))
         return [entries[key] if key in entries else self._seen(key) for key in keys]
 
+    def absorb(self, later: View) -> None:
+        """Takes over what `later`, a view of a newer snapshot, read, requires and writes.
+
+        Every read is compared at the commit, so that it does not matter at which revision it
+        was made; this view must not have touched the keys itself.
+        """
+        self._reads.update(later._reads)
+        self._ranges.update(later._ranges)
+        self._required.update(later._required)
+        self._writes.update(later._writes)
+
     def put(self, key: bytes, value: bytes, *, lease: bytes | None = None) -> None:
         self._writes[key] = Put(key, value, lease)
 

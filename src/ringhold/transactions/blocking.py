@@ -91,7 +91,11 @@ class Transaction:
         return self._file_system
 
     def guard(self, name: str | bytes, token: int) -> None:
-        """Commits only if the lock `name` is then held under `token`; StaleToken otherwise."""
+        """Commits only if the lock `name` is then held under `token` and its fence admits it.
+
+        StaleToken otherwise, at the commit: two transactions guarded by different tokens of one
+        lock take effect in the order of the tokens.
+        """
         self._bridge.check_process()
         self._transaction.guard(name, token)
 

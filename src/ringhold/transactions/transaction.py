@@ -34,11 +34,12 @@ from ringhold.errors import (
 )
 from ringhold.files.scope import loss_behind
 from ringhold.files.stored import what_changed
+from ringhold.locks.fence import admit, check_token, holder_key
 from ringhold.locks.handles import user_name
-from ringhold.locks.records import LockKeys, revision_of
+from ringhold.locks.records import revision_of
 from ringhold.store import kv
 from ringhold.store.base import Born, Compare, Snapshot, Store
-from ringhold.store.keyspace import KEY_VALUE
+from ringhold.store.keyspace import FENCE, KEY_VALUE
 from ringhold.store.view import View, commit_known
 from ringhold.types import Entry, decode_name
 
@@ -100,7 +101,8 @@ class Transaction:
         self._status = TransactionStatus.ACTIVE
         self._reason = ""
         self._retryable = False
-        self._guards: dict[Compare, LockLabel] = {}
+        self._guards: dict[tuple[bytes, int], None] = {}
+        self._guarding: dict[Compare, LockLabel] = {}
         self._file_system: Any = None
         self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -162,11 +164,44 @@ class Transaction:
         return self._view
 
     def guard(self, name: str | bytes, token: int) -> None:
-        """Commits only if the lock `name` is then held under `token`; StaleToken otherwise."""
+        """Commits only if the lock `name` is then held under `token` and its fence admits it.
+
+        StaleToken otherwise, at the commit: two transactions guarded by different tokens of one
+        lock take effect in the order of the tokens.
+        """
         raw = user_name(name)
-        compare = Born(LockKeys.of(raw).holder, revision_of(token))
-        self.view().require(compare)
-        self._guards[compare] = LockLabel(decode_name(raw[1:]), token)
+        check_token(token)
+        self.view()
+        self._guards[raw, token] = None
+
+    async def _admit_guards(self, view: View) -> None:
+        """Reads afresh: a lock may have been acquired after the transaction's own revision."""
+        snapshot = await self._store.snapshot()
+        try:
+            now = View(snapshot)
+            for name, token in self._guards:
+                label = LockLabel(decode_name(name[1:]), token)
+                await admit(now, name, token)
+                key = await holder_key(snapshot, name, token)
+                if key is None:
+                    raise self._unguarded(label)
+                compare = Born(key, revision_of(token))
+                now.require(compare)
+                self._guarding[compare] = label
+            view.absorb(now)
+        finally:
+            await snapshot.close()
+
+    async def _commit_guarded(self, view: View) -> int:
+        while True:
+            if self._guards:
+                await self._admit_guards(view)
+            try:
+                return await commit_known(view, self._store, self._env, self._nonce)
+            except Conflict as conflict:
+                # Another token was admitted meanwhile; whether this one still is shows anew.
+                if not getattr(conflict.compare, "key", b"").startswith(FENCE):
+                    raise
 
     async def run(self, operation: Callable[[View], Awaitable[T]]) -> T:
         """Runs one read; what the end of the transaction did to it is told as such."""
@@ -197,7 +232,7 @@ class Transaction:
         status = TransactionStatus.UNKNOWN
         try:
             async with self._files.view_lock(view):
-                revision = await commit_known(view, self._store, self._env, self._nonce)
+                revision = await self._commit_guarded(view)
             status = TransactionStatus.COMMITTED
             return revision
         except OutcomeUnknown as error:
@@ -217,14 +252,9 @@ class Transaction:
         """What a failed commit means to the transaction; None when the error says it itself."""
         match error:
             case Conflict():
-                guard = self._guards.get(error.compare)
+                guard = self._guarding.get(error.compare)
                 if guard is not None:
-                    return StaleToken(
-                        f"transaction {self.id} had no effect: lock {guard.name!r} is no longer "
-                        f"held under token {guard.token}",
-                        name=guard.name,
-                        token=guard.token,
-                    )
+                    return self._unguarded(guard)
                 return loss_behind(error) or self._lost_to(_what_changed(error))
             case Compacted() | SessionExpired():
                 return self._lost_to(str(error))
@@ -232,6 +262,14 @@ class Transaction:
                 message = f"transaction {self.id} was aborted: {error}"
                 return TransactionTooLarge(message, reason=str(error))
         return None
+
+    def _unguarded(self, guard: LockLabel) -> StaleToken:
+        return StaleToken(
+            f"transaction {self.id} had no effect: lock {guard.name!r} is no longer "
+            f"held under token {guard.token}",
+            name=guard.name,
+            token=guard.token,
+        )
 
     def _lost_to(self, reason: str) -> TransactionAborted:
         return TransactionAborted(

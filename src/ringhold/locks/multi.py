@@ -1,0 +1,409 @@
+"""Several locks at once: all of them or none.
+
+Guarantees: two that want some of the same locks never deadlock, since everybody takes them in
+one order, that of the names' bytes; one timeout bounds them all; whoever gives up in the middle
+holds nothing. The locks are ordinary ones: who takes a single one of them is in the same queue.
+
+Source: J. W. Havender, "Avoiding deadlock in multitasking systems" (IBM Systems Journal, 1968).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar, overload
+
+from ringhold.env import Env, finish
+from ringhold.errors import InvalidInput, LockLost, LockTimeout, NotOwned, RingholdError
+from ringhold.locks.grant import Grant as AsyncGrant
+from ringhold.locks.handles import AsyncLock, Grant, Lock, check_timeout, user_name
+from ringhold.locks.held import Entered
+from ringhold.owner import current_owner, thread_owner
+
+INTERRUPTS_MAX = 8
+"""How often a release that must be done is begun again after an interrupt came in between."""
+
+AnyGrant = TypeVar("AnyGrant", AsyncGrant, Grant)
+Names = Iterable[str | bytes]
+
+
+def distinct_names(names: Names) -> list[bytes]:
+    """The names in the store, without repetitions. TypeError, InvalidInput."""
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+        raise TypeError(f"names must be several names, not {type(names).__name__}")
+    raw = list(dict.fromkeys(user_name(name) for name in names))
+    if not raw:
+        raise InvalidInput("names must not be empty")
+    return raw
+
+
+class _Deadline:
+    """What is left of one timeout for several waits."""
+
+    def __init__(self, env: Env, timeout_s: float | None):
+        self._clock = env.clock
+        self.timeout_s = timeout_s
+        self._end_ns = 0 if timeout_s is None else self._clock.monotonic_ns() + timeout_s * 1e9
+
+    def left_s(self) -> float:
+        if self.timeout_s is None:
+            return -1
+        return max(0.0, (self._end_ns - self._clock.monotonic_ns()) / 1e9)
+
+
+class _Grants(Sequence[AnyGrant], Generic[AnyGrant]):
+    """The grants of several locks, in the order of the names they were asked for by."""
+
+    def __init__(self, grants: Sequence[AnyGrant]):
+        self._grants: tuple[AnyGrant, ...] = tuple(grants)
+        self._released = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {list(self._grants)!r}>"
+
+    def __len__(self) -> int:
+        return len(self._grants)
+
+    @overload
+    def __getitem__(self, index: int) -> AnyGrant: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[AnyGrant, ...]: ...
+    def __getitem__(self, index: int | slice) -> AnyGrant | tuple[AnyGrant, ...]:
+        return self._grants[index]
+
+    def __iter__(self) -> Iterator[AnyGrant]:
+        return iter(self._grants)
+
+    @property
+    def released(self) -> bool:
+        return self._released
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The fencing tokens, in the order of the names."""
+        return tuple(grant.token for grant in self._grants)
+
+    def check(self) -> None:
+        """Raises LockLost when one of the locks ended, NotOwned when they were released."""
+        for grant in self._grants:
+            grant.check()
+
+    @contextlib.contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """NotOwned the second time; a release that failed may be repeated."""
+        if self._released:
+            raise NotOwned("these locks were released already", name=self._grants[0].name)
+        self._released = True
+        try:
+            yield
+        except LockLost:
+            raise
+        except BaseException:
+            self._released = False
+            raise
+
+
+def _raise_first(failures: Sequence[BaseException]) -> None:
+    if failures:
+        for other in failures[1:]:
+            failures[0].add_note(f"besides: {other}")
+        raise failures[0]
+
+
+def _timed_out(lock: AsyncLock | Lock, timeout_s: float | None) -> LockTimeout:
+    return LockTimeout(
+        f"lock {lock.name!r}, one of several, was not granted within {timeout_s} s; "
+        "none of them is held",
+        name=lock.name,
+    )
+
+
+class AsyncGrants(_Grants[AsyncGrant]):
+    """Several locks held: truthy, a sequence of grants, and a context manager that releases."""
+
+    async def release(self) -> None:
+        """Gives all of them back, once (NotOwned); LockLost if one had ended, after the others.
+
+        Those that were released one by one before are left out.
+        """
+        with self._releasing():
+            await _release_async(self._grants)
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Ends a ``with`` block that they were held for."""
+        if self.released:
+            return
+        try:
+            await self.release()
+        except LockLost as lost:
+            if error is None:
+                raise
+            error.add_note(f"besides: {lost}")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.leave(error)
+
+
+async def _release_async(grants: Iterable[AsyncGrant]) -> None:
+    releases = asyncio.gather(*(grant.release() for grant in grants), return_exceptions=True)
+    results = await finish(releases)
+    _raise_first(
+        [r for r in results if isinstance(r, BaseException) and not isinstance(r, NotOwned)]
+    )
+
+
+class AsyncLockMany:
+    """``async with cluster.lock_many(["a", "b"]) as grants``: raises LockTimeout, LockLost."""
+
+    def __init__(
+        self,
+        names: Names,
+        make: Callable[[bytes], AsyncLock],
+        env: Env,
+        *,
+        timeout: float | None = -1,
+    ):
+        self.timeout = check_timeout(timeout)
+        self._locks = {raw: make(raw[1:]) for raw in distinct_names(names)}
+        self._env = env
+        self._entered: Entered[AsyncGrants] = Entered()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {list(self.names)!r}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, each once, in the order they were given in."""
+        return tuple(lock.name for lock in self._locks.values())
+
+    async def acquire(
+        self,
+        blocking: bool = True,
+        timeout: float | None = None,  # noqa: ASYNC109 - the name is that of threading.Lock
+    ) -> AsyncGrants | None:
+        """All the grants, in the order of the names, or None when it gave up; nothing is held
+        then. `timeout` in seconds for all of them together, -1 for ever; that of `lock_many`
+        when not given. ValueError for a timeout with ``blocking=False``."""
+        wait_s = _wait_s(self.timeout, blocking, timeout)
+        try:
+            return await self.grant(wait_s)
+        except LockTimeout:
+            return None
+
+    async def grant(self, timeout_s: float | None) -> AsyncGrants:
+        """As `acquire`, but raises LockTimeout."""
+        deadline = _Deadline(self._env, timeout_s)
+        while True:
+            got: dict[bytes, AsyncGrant] = {}
+            try:
+                for raw in sorted(self._locks):
+                    lock = self._locks[raw]
+                    grant = await lock.acquire(timeout=deadline.left_s())
+                    if grant is None:
+                        raise _timed_out(lock, timeout_s)
+                    got[raw] = grant
+                grants = AsyncGrants([got[raw] for raw in self._locks])
+                grants.check()
+                return grants
+            except LockLost:
+                # Some were lost while others were waited for; all are taken anew.
+                with contextlib.suppress(LockLost):
+                    await _release_async(got.values())
+            except BaseException as error:
+                try:
+                    await _release_async(got.values())
+                except RingholdError as failure:
+                    error.add_note(f"besides: {failure}")
+                raise
+
+    async def try_acquire(self) -> AsyncGrants | None:
+        """All the grants, or None at once when one of the locks cannot be had."""
+        return await self.acquire(blocking=False)
+
+    async def __aenter__(self) -> AsyncGrants:
+        grants = await self.grant(self.timeout)
+        self._entered.push(current_owner(), grants)
+        return grants
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._entered.pop(current_owner()).leave(error)
+
+
+def _wait_s(default_s: float | None, blocking: bool, timeout: float | None) -> float | None:
+    if not blocking:
+        if timeout is not None:
+            raise ValueError("a timeout makes no sense without blocking")
+        return 0
+    return default_s if timeout is None else check_timeout(timeout)
+
+
+class Grants(_Grants[Grant]):
+    """Several locks held: truthy, a sequence of grants, and a context manager that releases."""
+
+    def release(self) -> None:
+        """Gives all of them back, once (NotOwned); LockLost if one had ended, after the others.
+
+        Those that were released one by one before are left out.
+        """
+        with self._releasing():
+            _release_blocking(self._grants)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Ends a ``with`` block that they were held for."""
+        if self.released:
+            return
+        try:
+            self.release()
+        except LockLost as lost:
+            if error is None:
+                raise
+            error.add_note(f"besides: {lost}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave(error)
+
+
+def _release_blocking(grants: Iterable[Grant]) -> None:
+    """Releases all of `grants` however often the thread is interrupted meanwhile."""
+    pending = list(grants)
+    failures: list[RingholdError] = []
+    interrupted: BaseException | None = None
+    for _ in range(INTERRUPTS_MAX):
+        try:
+            while pending:
+                try:
+                    # NotOwned: released by itself, or before the interrupt of the last round.
+                    with contextlib.suppress(NotOwned):
+                        pending[-1].release()
+                except RingholdError as failure:
+                    failures.append(failure)
+                pending.pop()
+            break
+        except BaseException as interrupt:
+            interrupted = interrupt
+    if interrupted is not None:
+        raise interrupted
+    _raise_first(failures)
+
+
+class LockMany:
+    """Several locks at once, all or none.
+
+    >>> with cluster.lock_many(["a", "b"], timeout=5) as grants:  # doctest: +SKIP
+    ...     move(tokens=grants.tokens)
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        make: Callable[[bytes], Lock],
+        env: Env,
+        *,
+        timeout: float | None = -1,
+    ):
+        self.timeout = check_timeout(timeout)
+        self._locks = {raw: make(raw[1:]) for raw in distinct_names(names)}
+        self._env = env
+        self._entered: Entered[Grants] = Entered()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {list(self.names)!r}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, each once, in the order they were given in."""
+        return tuple(lock.name for lock in self._locks.values())
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> Grants | None:
+        """All the grants, in the order of the names, or None when it gave up; nothing is held
+        then. `timeout` in seconds for all of them together, -1 for ever; that of `lock_many`
+        when not given. ValueError for a timeout with ``blocking=False``."""
+        wait_s = _wait_s(self.timeout, blocking, timeout)
+        try:
+            return self._grant(wait_s, [])
+        except LockTimeout:
+            return None
+
+    def _grant(self, timeout_s: float | None, out: list[Grants]) -> Grants:
+        """`out` tells a caller that an interrupt kept from getting the result."""
+        deadline = _Deadline(self._env, timeout_s)
+        while True:
+            got: dict[bytes, Grant] = {}
+            taking: Lock | None = None
+            try:
+                for raw in sorted(self._locks):
+                    lock = self._locks[raw]
+                    taking = None if lock.owned() else lock
+                    grant = lock.acquire(timeout=deadline.left_s())
+                    if grant is None:
+                        raise _timed_out(lock, timeout_s)
+                    got[raw] = grant
+                    taking = None
+                out.append(Grants([got[raw] for raw in self._locks]))
+                out[0].check()
+                return out[0]
+            except LockLost:
+                # Some were lost while others were waited for; all are taken anew.
+                out.clear()
+                with contextlib.suppress(LockLost):
+                    _release_blocking(got.values())
+            except BaseException as error:
+                out.clear()
+                try:
+                    _release_blocking(got.values())
+                    # An interrupt may have come when it was granted and not yet noted.
+                    if taking is not None and taking.owned():
+                        taking.release()
+                except RingholdError as failure:
+                    error.add_note(f"besides: {failure}")
+                raise
+
+    def try_acquire(self) -> Grants | None:
+        """All the grants, or None at once when one of the locks cannot be had."""
+        return self.acquire(blocking=False)
+
+    def __enter__(self) -> Grants:
+        owner = thread_owner()
+        got: list[Grants] = []
+        try:
+            grants = self._grant(self.timeout, got)
+            self._entered.push(owner, grants)
+            return grants
+        except BaseException:
+            # An interrupt may come after the last lock was granted and before the block begins.
+            for grants in got:
+                self._entered.discard(owner, grants)
+                if not grants.released:
+                    grants.release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._entered.pop(thread_owner()).leave(error)

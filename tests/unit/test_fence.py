@@ -1,0 +1,272 @@
+"""Goal: a fence admits a token only if none that excludes it was admitted before, durably.
+
+Method: tokens against a dumb model of the rule; two openings of one store, so that what one
+admits binds the other; transactions guarded by the tokens of one lock, committed in every order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ringhold
+from ringhold.errors import Closed, InvalidInput, StaleToken
+from ringhold.store.keyspace import FENCE
+
+_names = itertools.count()
+TOKEN_END = 1 << 63
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://fence{next(_names)}" if request.param == "memory" else str(tmp_path / "c")
+
+
+@pytest.fixture
+def cluster(url: str) -> Iterator[ringhold.Cluster]:
+    with ringhold.create(url) as made:
+        yield made
+
+
+def stale(fence: ringhold.Fence, token: int) -> bool:
+    """Whether the fence refuses `token`; the error must then say why."""
+    before = fence.last()
+    try:
+        fence.admit(token)
+    except StaleToken as error:
+        assert (error.name, error.token, error.admitted) == (fence.name, token, before)
+        assert fence.last() == before
+        return True
+    return False
+
+
+def test_the_rule_against_a_model(cluster: ringhold.Cluster) -> None:
+    chance = random.Random(5)
+    fence = cluster.fence("x")
+    assert fence.last() == 0
+    last_exclusive = 0
+    refused = 0
+    for _ in range(150):
+        token = max(1, last_exclusive + chance.randrange(-4, 6))
+        wanted = token >= last_exclusive
+        if wanted and token & 1:
+            last_exclusive = token
+        assert stale(fence, token) is not wanted
+        refused += not wanted
+        assert fence.last() == last_exclusive
+    assert 0 < refused < 150
+
+
+def test_a_shared_token_raises_the_bar_for_nobody(cluster: ringhold.Cluster) -> None:
+    fence = cluster.fence("x")
+    fence.admit(11)
+    fence.admit(1 << 40)
+    assert not stale(fence, 12)
+    assert not stale(fence, 11)
+    assert stale(fence, 10)
+
+
+def test_only_a_growing_exclusive_token_writes(cluster: ringhold.Cluster) -> None:
+    fence = cluster.fence("x")
+    fence.admit(7)
+
+    async def revision() -> int:
+        return await cluster._cluster.kv.revision()
+
+    before = cluster._bridge.run(revision())
+    for token in (7, 8, 100, 7):
+        fence.admit(token)
+    assert cluster._bridge.run(revision()) == before
+    fence.admit(9)
+    assert cluster._bridge.run(revision()) == before + 1
+
+
+def test_what_was_admitted_outlives_the_cluster_object(tmp_path: Path) -> None:
+    with ringhold.create(str(tmp_path / "c")) as cluster:
+        cluster.fence("x").admit(TOKEN_END - 1)
+    with ringhold.open(str(tmp_path / "c")) as cluster, ringhold.open(str(tmp_path / "c")) as other:
+        assert cluster.fence("x").last() == TOKEN_END - 1
+        assert stale(other.fence(b"x"), 5)
+        other.fence("y").admit(5)
+        assert not stale(cluster.fence("y"), 5)
+        assert stale(cluster.fence("y"), 4)
+
+
+def test_names_do_not_share_a_fence(cluster: ringhold.Cluster) -> None:
+    for name in ("a", "ab", "a\0", b"\xff", b"\xff\xff", "ä"):
+        fence = cluster.fence(name)
+        assert fence.last() == 0
+        fence.admit(9)
+    assert cluster.fence("a").name == "a"
+
+
+@pytest.mark.parametrize("token", [0, -1, TOKEN_END])
+def test_impossible_tokens(cluster: ringhold.Cluster, token: int) -> None:
+    with pytest.raises(InvalidInput):
+        cluster.fence("x").admit(token)
+    with cluster.transaction() as tx, pytest.raises(InvalidInput):
+        tx.guard("x", token)
+    assert cluster.fence("x").last() == 0
+
+
+@pytest.mark.parametrize("token", [True, "5", 5.0, None, b"5"])
+def test_tokens_of_other_types(cluster: ringhold.Cluster, token: Any) -> None:
+    with pytest.raises(TypeError):
+        cluster.fence("x").admit(token)
+    with cluster.transaction() as tx, pytest.raises(TypeError):
+        tx.guard("x", token)
+
+
+def test_impossible_names(cluster: ringhold.Cluster) -> None:
+    for name in ("", b"", "x" * (64 << 10), "\ud800"):
+        with pytest.raises(InvalidInput):
+            cluster.fence(name)
+    for wrong in (None, 5, ["x"]):
+        with pytest.raises(TypeError):
+            cluster.fence(wrong)  # type: ignore[arg-type]
+    assert stale(cluster.fence("nul\0\udcff"), 1) is False
+
+
+def test_many_at_once_end_at_the_highest(cluster: ringhold.Cluster) -> None:
+    tokens = [2 * number + 1 for number in range(40)]
+    random.Random(3).shuffle(tokens)
+    ready = threading.Barrier(4)
+    admitted: list[int] = []
+
+    def admit(mine: list[int]) -> None:
+        ready.wait(10)
+        for token in mine:
+            try:
+                cluster.fence("x").admit(token)
+            except StaleToken as error:
+                assert error.admitted > token
+            else:
+                admitted.append(token)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(admit, tokens[n::4]) for n in range(4)]:
+            done.result(60)
+    assert cluster.fence("x").last() == max(tokens)
+    assert max(tokens) in admitted
+
+
+def test_a_closed_cluster_refuses(cluster: ringhold.Cluster) -> None:
+    fence = cluster.fence("x")
+    cluster.close()
+    for call in (lambda: fence.admit(1), fence.last, lambda: cluster.fence("x")):
+        with pytest.raises(Closed):
+            call()
+
+
+def test_the_async_face(url: str) -> None:
+    async def main() -> None:
+        async with ringhold.aio.create(url) as cluster:
+            fence = cluster.fence("x")
+            await fence.admit(5)
+            with pytest.raises(StaleToken):
+                await fence.admit(3)
+            assert await fence.last() == 5
+
+    asyncio.run(main())
+
+
+def test_a_guard_admits_in_the_commit_of_the_transaction(cluster: ringhold.Cluster) -> None:
+    with cluster.lock("x") as grant:
+        tx = cluster.begin()
+        tx.guard("x", grant.token)
+        tx.kv["a"] = b"1"
+        assert cluster.fence("x").last() == 0
+        tx.rollback()
+        assert cluster.fence("x").last() == 0
+        with cluster.transaction() as tx:
+            tx.guard("x", grant.token)
+        assert cluster.fence("x").last() == grant.token
+    assert "a" not in cluster.kv
+
+
+def test_a_lock_acquired_after_the_transaction_began_guards_it(cluster: ringhold.Cluster) -> None:
+    with cluster.transaction() as tx, cluster.lock("x") as grant:
+        tx.guard("x", grant.token)
+        tx.kv["a"] = b"1"
+        tx.commit()
+    assert cluster.kv["a"] == b"1"
+
+
+def test_a_fence_that_admitted_more_refuses_the_transaction(cluster: ringhold.Cluster) -> None:
+    with cluster.lock("x") as grant:
+        cluster.fence("x").admit(grant.token + 2)
+        tx = cluster.begin()
+        tx.guard("x", grant.token)
+        tx.kv["a"] = b"1"
+        with pytest.raises(StaleToken) as caught:
+            tx.commit()
+        assert caught.value.admitted == grant.token + 2
+        assert tx.status is ringhold.TransactionStatus.ABORTED
+    assert "a" not in cluster.kv
+
+
+def test_a_token_that_nobody_holds_does_not_guard(cluster: ringhold.Cluster) -> None:
+    with cluster.lock("x") as grant:
+        for token in (grant.token + (1 << 21), grant.token - (1 << 21)):
+            tx = cluster.begin()
+            tx.guard("x", token)
+            with pytest.raises(StaleToken):
+                tx.commit()
+    tx = cluster.begin()
+    tx.guard("x", grant.token)
+    with pytest.raises(StaleToken):
+        tx.commit()
+    assert cluster.fence("x").last() == 0
+
+
+def test_transactions_of_one_holder_do_not_disturb_each_other(cluster: ringhold.Cluster) -> None:
+    with cluster.lock("x") as grant:
+        both = [cluster.begin(), cluster.begin()]
+        for number, tx in enumerate(both):
+            tx.guard("x", grant.token)
+            tx.kv[f"k{number}"] = b""
+        # The first one raises the fence behind the back of the second one's revision.
+        for tx in both:
+            tx.commit()
+    assert {"k0", "k1"} == {key for key, _ in cluster.kv.range("k")}
+
+
+def test_a_fence_raised_between_reading_and_committing_is_read_again(url: str) -> None:
+    """Straight before the commit another token is admitted: first a lower one, then a higher."""
+
+    async def main() -> None:
+        async with ringhold.aio.create(url) as cluster, cluster.lock("x") as grant:
+            for other, goes in ((grant.token - 2, True), (grant.token + 2, False)):
+                tx = await cluster.begin()
+                tx.guard("x", grant.token)
+                struck = []
+                store = tx._store
+                commit = store.commit
+
+                async def striking(commit=commit, other=other, struck=struck, **options: Any) -> Any:
+                    if not struck:
+                        struck.append(True)
+                        key = FENCE + b"ux"
+                        await commit(puts=[ringhold.store.base.Put(key, other.to_bytes(8, "big"))])
+                    return await commit(**options)
+
+                store.commit = striking  # type: ignore[method-assign]
+                try:
+                    if goes:
+                        await tx.commit()
+                    else:
+                        with pytest.raises(StaleToken):
+                            await tx.commit()
+                finally:
+                    store.commit = commit  # type: ignore[method-assign]
+                assert struck
+
+    asyncio.run(main())
