@@ -68,7 +68,8 @@ if TYPE_CHECKING:
     from ringhold.core.ring_results import Move, Placement, RingDiff
     from ringhold.locks.election import Election, Leader
     from ringhold.locks.fence import Fence
-    from ringhold.locks.handles import Grant, Lock
+    from ringhold.locks.grant import Grant
+    from ringhold.locks.handles import Lock
     from ringhold.locks.multi import Grants, LockMany
     from ringhold.locks.records import LockParty
     from ringhold.locks.semaphore import Semaphore
@@ -86,7 +87,7 @@ _HOMES = {
     "Election": "ringhold.locks.election",
     "Event": "ringhold.store.kv:KeyEvent",
     "Fence": "ringhold.locks.fence",
-    "Grant": "ringhold.locks.handles",
+    "Grant": "ringhold.locks.grant",
     "Grants": "ringhold.locks.multi",
     "Layout": "ringhold.core",
     "LayoutPlan": "ringhold.core",

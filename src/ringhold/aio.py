@@ -26,17 +26,17 @@ from ringhold.errors import Conflict
 from ringhold.files.core import FileCore
 from ringhold.files.filesystem import RingholdFileSystem
 from ringhold.home import Home
+from ringhold.locks.arguments import check_timeout
 from ringhold.locks.election import AsyncElection as Election
 from ringhold.locks.fence import AsyncFence as Fence
-from ringhold.locks.grant import Grant
+from ringhold.locks.grant import AsyncGrant as Grant
 from ringhold.locks.handles import AsyncLock as Lock
 from ringhold.locks.handles import AsyncLocks as Locks
-from ringhold.locks.handles import async_user_lock, check_timeout
-from ringhold.locks.lock import LockService
 from ringhold.locks.multi import AsyncGrants as Grants
 from ringhold.locks.multi import AsyncLockMany as LockMany
 from ringhold.locks.multi import Names
 from ringhold.locks.semaphore import AsyncSemaphore as Semaphore
+from ringhold.locks.service import LockService
 from ringhold.locks.session import Session, check_ttl
 from ringhold.locks.slot_grants import SlotGrant, SlotService
 from ringhold.nodes.pool import NodePool
@@ -93,11 +93,11 @@ class Cluster:
         self._store = store
         self._session = session
         self._pool = NodePool(store, env, record.identity, location.directory)
-        self._lock_service = LockService(store, env, session)
+        self._lock_service = LockService(store, env, session, bridge)
         self.slots = SlotService(store, env, session)
         self._administration = Administration(location, store, env, record)
         self._fs: RingholdFileSystem | None = None
-        self.file_core = FileCore(store, env, session, self._pool, self._lock_service, record)
+        self.file_core = FileCore(store, env, session, self._pool, self.slots, record)
         self.kv = KeyValue(store, env, check)
         self.locks = Locks(self._lock_service)
         self.transactions = Transactions(store, env, check, self.file_core, self.file_system)
@@ -141,14 +141,30 @@ class Cluster:
         *,
         mode: str = "exclusive",
         timeout: float | None = -1,
+        lock_delay: float = 0.0,
         owner: int | None = None,
+        reentrant: bool = False,
+        cancel_on_lost: bool = False,
     ) -> Lock:
         """The lock `name`, not yet acquired: ``async with cluster.lock("x", timeout=5)``.
 
-        timeout: seconds to wait for it, -1 for ever; owner: the calling task unless given.
+        mode: "exclusive" or "shared"; timeout: seconds to wait for it, -1 for ever; lock_delay:
+        seconds that others are kept waiting should the holder disappear without releasing, for
+        resources that cannot judge tokens; owner: the calling task unless given; reentrant: the
+        owner may acquire it again, which counts; cancel_on_lost: the task in the block is
+        cancelled when the lock is lost, and the block raises LockLost.
         """
         self._life.check()
-        return async_user_lock(self._lock_service, name, mode=mode, timeout=timeout, owner=owner)
+        return Lock(
+            self._lock_service,
+            name,
+            mode=mode,
+            timeout=timeout,
+            lock_delay=lock_delay,
+            owner=owner,
+            reentrant=reentrant,
+            cancel_on_lost=cancel_on_lost,
+        )
 
     def lock_many(
         self,

@@ -23,6 +23,7 @@ from ringhold.assembly.administration import ClusterStatus
 from ringhold.assembly.location import parse_url
 from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
+from ringhold.env import real_env
 from ringhold.files.filesystem import RingholdFileSystem, set_cluster_opener
 from ringhold.home import Home
 from ringhold.locks.election import Election
@@ -81,15 +82,27 @@ class Cluster:
         *,
         mode: str = "exclusive",
         timeout: float | None = -1,
+        lock_delay: float = 0.0,
         owner: int | None = None,
-    ) -> Lock[aio.Cluster]:
+        reentrant: bool = False,
+    ) -> Lock:
         """The lock `name`, not yet acquired: ``with cluster.lock("x", timeout=5) as grant``.
 
-        timeout: seconds to wait for it, -1 for ever; owner: the calling thread unless given.
+        mode: "exclusive" or "shared"; timeout: seconds to wait for it, -1 for ever; lock_delay:
+        seconds that others are kept waiting should the holder disappear without releasing, for
+        resources that cannot judge tokens; owner: the calling thread unless given; reentrant: the
+        owner may acquire it again, which counts.
         """
 
         def make(cluster: aio.Cluster) -> aio.Lock:
-            return cluster.lock(name, mode=mode, timeout=timeout, owner=owner)
+            return cluster.lock(
+                name,
+                mode=mode,
+                timeout=timeout,
+                lock_delay=lock_delay,
+                owner=owner,
+                reentrant=reentrant,
+            )
 
         return Lock(self.home, make)
 
@@ -110,7 +123,7 @@ class Cluster:
         def lock(name: bytes) -> Lock:
             return self.lock(name, mode=mode, owner=owner)
 
-        return LockMany(names, lock, self._env, timeout=timeout)
+        return LockMany(names, lock, real_env(), timeout=timeout)
 
     def semaphore(
         self,

@@ -17,6 +17,7 @@ USER_OWNER_MAX = (1 << 62) - 1
 """Owners up to this number are those that users name; those given out here are larger."""
 
 _numbers = itertools.count(USER_OWNER_MAX + 1)
+_large: dict[int, int] = {}
 _thread = threading.local()
 _tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
 
@@ -27,6 +28,19 @@ calling_owner: ContextVar[int | None] = ContextVar("ringhold_calling_owner", def
 def next_owner() -> int:
     """A number for an owner that is neither a thread nor a task."""
     return next(_numbers)
+
+
+def user_owner(number: int) -> int:
+    """The number that stands for the owner whom users call `number`."""
+    if number <= USER_OWNER_MAX:
+        return number
+    known = _large.get(number)
+    return _large.setdefault(number, next_owner()) if known is None else known
+
+
+def told_owner(number: int) -> int:
+    """The owner as people are told of it."""
+    return number if number <= USER_OWNER_MAX else number - USER_OWNER_MAX
 
 
 def thread_owner() -> int:

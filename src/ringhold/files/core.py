@@ -41,6 +41,7 @@ from ringhold.files.copy import copy_file
 from ringhold.files.fsck import Checker, FsckReport
 from ringhold.files.gc import Collector, GcReport
 from ringhold.files.inodes import InodeNumbers
+from ringhold.files.locking import file_slots
 from ringhold.files.mend import Mender
 from ringhold.files.metadata import Actor, HeldLock
 from ringhold.files.paths import Parts, file_error, join_path
@@ -54,7 +55,7 @@ from ringhold.files.survey import Progress, no_progress
 from ringhold.files.tasks import cancel_and_wait
 from ringhold.files.tree import Status
 from ringhold.files.write import ChunkStream, FileWriter, SessionSource, contiguous
-from ringhold.locks.lock import LockService
+from ringhold.locks.slot_grants import SlotService
 from ringhold.nodes.base import ChunkId
 from ringhold.nodes.records import ClusterRecord
 from ringhold.store.base import Store
@@ -71,11 +72,6 @@ CHUNK_PUTS_MAX = 16
 CHUNK_GETS_MAX = 16
 
 
-def lock_name(ino: int) -> bytes:
-    """The name of the lock on a file: by inode, so that it follows the file when it is moved."""
-    return b"f" + ino.to_bytes(8, "big")
-
-
 def alone() -> View | None:
     return None
 
@@ -89,7 +85,7 @@ class FileCore:
         env: Env,
         session: SessionSource,
         pool: NodeSource,
-        locks: LockService,
+        locks: SlotService,
         cluster_record: ClusterRecord,
     ):
         self.store = store
@@ -176,7 +172,7 @@ class FileCore:
 
     def _locks_on(self, ino: int) -> Sequence[HeldLock]:
         # Grants that were lost, too: what is written under one must be refused.
-        return self.locks.unreleased(lock_name(ino))
+        return self.locks.unreleased(file_slots(ino, ""))
 
     def peek(self, source: ViewSource) -> Peek:
         """Reads keys through the transaction of `source`, or as the store has them now."""

@@ -27,10 +27,10 @@ from fsspec.utils import other_paths, stringify_path  # type: ignore[import-unty
 from ringhold.core import checksum
 from ringhold.errors import InvalidInput
 from ringhold.files import transfer
-from ringhold.files.binding import ClusterFileSystem, FilesOwner, set_cluster_opener
-from ringhold.files.core import lock_name
+from ringhold.files.binding import ClusterFileSystem, set_cluster_opener
 from ringhold.files.fsck import FsckReport
 from ringhold.files.gc import GcReport
+from ringhold.files.locking import AsyncFileLock, FileLock
 from ringhold.files.paths import file_error, join_path
 from ringhold.files.readfile import AsyncReadFile, ReadFile
 from ringhold.files.repair import RepairReport
@@ -39,7 +39,6 @@ from ringhold.files.scrub import ScrubReport
 from ringhold.files.survey import Progress, no_progress
 from ringhold.files.tree import Status
 from ringhold.files.writefile import AsyncWriteFile, CompressedFile, TextFile, WriteFile
-from ringhold.locks.handles import AsyncLock, Lock
 from ringhold.store.paging import in_pieces
 from ringhold.types import decode_name
 
@@ -428,17 +427,14 @@ class RingholdFileSystem(ClusterFileSystem):
             raise InvalidInput("file locks cover the whole file: ranges are not supported")
         parts = self._parts(path)
 
-        async def name() -> bytes:
+        async def number() -> int:
             status = await self.core.stat(parts, self._view())
             if status.is_directory:
                 raise file_error(errno.EISDIR, parts)
-            return lock_name(status.ino)
+            return status.ino
 
-        def handle(cluster: FilesOwner) -> AsyncLock:
-            label = join_path(parts)
-            return AsyncLock(cluster.file_core.locks, name, label=label, timeout=timeout)
-
-        return handle(self.home.cluster()) if self.asynchronous else Lock(self.home, handle)
+        lock = AsyncFileLock(self.core.locks, join_path(parts), number, timeout)
+        return lock if self.asynchronous else FileLock(self.home, lock)
 
     @property
     def transaction(self) -> TransactionBlock:

@@ -23,8 +23,8 @@ from ringhold.errors import Conflict, DeadlockError, OutcomeUnknown, SessionExpi
 from ringhold.locks.keys import (
     EXCLUSIVE,
     SHARED,
-    Holding,
     HolderRecord,
+    Holding,
     LockKeys,
     LockState,
     WaiterRecord,
@@ -257,9 +257,7 @@ class Claims:
         lock.queued = None
         return True
 
-    async def _enqueue(
-        self, lock: CachedLock, mode: Mode, patient: bool, state: LockState
-    ) -> None:
+    async def _enqueue(self, lock: CachedLock, mode: Mode, patient: bool, state: LockState) -> None:
         """Joins the queue and asks the holders; does nothing when they have changed."""
         others = [holding for holding in state.holders if holding.session != self._me]
         compares: list[Compare] = [Born(holding.key, holding.since) for holding in others]
@@ -341,7 +339,8 @@ class Claims:
             state = await self._own_state(lock)
             others = [holding for holding in state.holders if holding.session != self._me]
             if not others:
-                compares = [lock.held(self._me), *lock.keys.no_sharer_but(self._me)]
+                compares: list[Compare] = [lock.held(self._me)]
+                compares += lock.keys.no_sharer_but(self._me)
                 try:
                     await self._take(lock, EXCLUSIVE, compares)
                 except Conflict:
@@ -485,9 +484,7 @@ class Claims:
     async def set_delay(self, lock: CachedLock, delay_s: float) -> None:
         """Makes the delay after a disappearance at least `delay_s`, while the lock is held."""
         if lock.delay_s < delay_s:
-            await self._commit(
-                [lock.held(self._me)], [Put(lock.keys.delay, encode(delay_s))], []
-            )
+            await self._commit([lock.held(self._me)], [Put(lock.keys.delay, encode(delay_s))], [])
             lock.delay_s = delay_s
 
     async def _commit(

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from ringhold.bridge import Bridge
 from ringhold.errors import DeadlockError, LockTimeout, NotOwned
-from ringhold.locks.handles import check_timeout, user_name
+from ringhold.locks.arguments import check_timeout, user_name
 from ringhold.locks.held import leave_held
 from ringhold.locks.records import LockParty
 from ringhold.locks.semaphore import released

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ringhold.bridge import Bridge
 from ringhold.env import Env
 from ringhold.errors import StaleToken
-from ringhold.locks.handles import user_name
+from ringhold.locks.arguments import user_name
 from ringhold.locks.records import revision_of
 from ringhold.store.base import Absent, Snapshot, Store, Unchanged, prefix_end
 from ringhold.store.keyspace import fence_key, lock_prefix

@@ -15,7 +15,7 @@ import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ringhold.errors import LockLost, NotOwned
 from ringhold.locks.keys import EXCLUSIVE, SHARED, TOKEN_STEP
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ringhold.locks.service import LockService
 
 logger = logging.getLogger("ringhold")
+
+G = TypeVar("G", bound="AnyGrant")
 
 _making_events = threading.Lock()
 
@@ -64,7 +66,7 @@ class AnyGrant:
         outer: AnyGrant | None,
     ):
         if outer is not None:
-            self.token = outer.token
+            self.token: int = outer.token
         elif exclusive:
             # Nobody else counts here: this very grant excludes them.
             lock.base = base = lock.base + TOKEN_STEP
@@ -96,13 +98,32 @@ class AnyGrant:
     @property
     def is_lost(self) -> bool:
         """Whether it ended before its release."""
-        return self._gone or (
-            not self._released and (self._lock.dead or self._locks.state.expired)
-        )
+        return self._gone or (not self._released and (self._lock.dead or self._locks.state.expired))
 
     @property
     def released(self) -> bool:
         return self._released
+
+    @property
+    def outer(self) -> AnyGrant | None:
+        """The grant of the same owner that this one came on top of."""
+        return self._outer
+
+    def within(self, locks: SessionLocks) -> bool:
+        return self._locks is locks
+
+    def of(self, lock: CachedLock) -> bool:
+        return self._lock is lock
+
+    def again(self, kind: type[G]) -> G:
+        """Another grant of the same owner, with the same token."""
+        name, owner = self._key
+        held = self._service.held
+        self._locks.table.try_acquire(name, owner, self._mode)
+        exclusive = self._mode is EXCLUSIVE
+        grant = kind(self._service, self._locks, self._lock, self._key, exclusive, self.name, self)
+        held[self._key] = grant
+        return grant
 
     @property
     def held(self) -> Born:
@@ -156,7 +177,7 @@ class AnyGrant:
             except Exception:
                 logger.exception("a callback for the loss of lock %r failed", self.name)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         """Ends the grant, once; LockLost when it had ended before."""
         held, key, locks = self._service.held, self._key, self._locks
         name, owner = key
@@ -196,7 +217,7 @@ class AnyGrant:
             return
         self._service.check_open()
         try:
-            self._give_back()
+            self.give_back()
         except LockLost as lost:
             if error is None:
                 raise
@@ -251,7 +272,7 @@ class AsyncGrant(AnyGrant):
     async def release(self) -> None:
         """Gives the lock back; works from anywhere, once (NotOwned). LockLost if it had ended."""
         self._service.check_open()
-        self._give_back()
+        self.give_back()
 
     async def upgrade(
         self,
@@ -306,7 +327,7 @@ class Grant(AnyGrant):
     def release(self) -> None:
         """Gives the lock back; works from any thread, once (NotOwned). LockLost if it had ended."""
         self._service.check_open()
-        self._give_back()
+        self.give_back()
 
     def upgrade(self, timeout: float | None = -1) -> int:
         """From shared to exclusive; the new token. LockTimeout and DeadlockError (somebody else

@@ -7,94 +7,64 @@ only the owner's handle releases (`release`), a grant is released from anywhere,
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol
 
 from ringhold.bridge import Bridge
-from ringhold.errors import InvalidInput, LockLost, LockTimeout, NotOwned
+from ringhold.env import forks
+from ringhold.errors import LockLost, LockTimeout, NotOwned
 from ringhold.home import Home, Openable
-from ringhold.locks.grant import Grant as AsyncGrant
-from ringhold.locks.grant import leave
-from ringhold.locks.lock import LockService
-from ringhold.locks.records import EXCLUSIVE, LockParty
+from ringhold.locks.arguments import (
+    check_delay,
+    check_mode,
+    check_owner,
+    check_timeout,
+    user_name,
+)
+from ringhold.locks.grant import AnyGrant, AsyncGrant, Grant
+from ringhold.locks.records import LockParty
+from ringhold.locks.service import LockService, Terms
 from ringhold.owner import current_owner, thread_owner
-from ringhold.types import decode_name, encode_name
-
-OWNER_MAX = (1 << 63) - 1
-USER_NAME_BYTES_MAX = 4095
-NameSource = bytes | Callable[[], Awaitable[bytes]]
-C = TypeVar("C", bound=Openable)
-
-
-def user_name(name: str | bytes) -> bytes:
-    """The name of a user's lock in the store, apart from the locks of files."""
-    return b"u" + encode_name(name, "lock name", bytes_max=USER_NAME_BYTES_MAX)
-
-
-def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
-    """Seconds to wait, None for ever (given as None or -1)."""
-    if timeout is None or timeout == -1:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"{what} must be a number of seconds, not {type(timeout).__name__}")
-    if math.isnan(timeout) or timeout < 0:
-        raise InvalidInput(f"{what} must be -1 or not negative, not {timeout!r}")
-    return None if math.isinf(timeout) else float(timeout)
-
-
-def check_owner(owner: int | None) -> int | None:
-    if owner is None:
-        return None
-    if isinstance(owner, bool) or not isinstance(owner, int):
-        raise TypeError(f"owner must be an int, not {type(owner).__name__}")
-    if not 1 <= owner <= OWNER_MAX:
-        raise InvalidInput(f"owner must be 1 to {OWNER_MAX}, not {owner}")
-    # Numbers given by users must not meet those handed out to threads and tasks.
-    return -owner
-
-
-def check_mode(mode: str) -> None:
-    if not isinstance(mode, str):
-        raise TypeError(f"mode must be str, not {type(mode).__name__}")
-    if mode != EXCLUSIVE:
-        raise InvalidInput(f"lock mode must be {EXCLUSIVE!r}, not {mode!r}")
+from ringhold.types import decode_name
 
 
 class AsyncLock:
-    """A lock of the async face. ``async with lock as grant`` raises LockTimeout, LockLost."""
+    """A lock of the async face. ``async with lock as grant`` raises LockTimeout, LockLost.
+
+    With `cancel_on_lost` the task in the block is cancelled when the grant is lost, and leaving
+    the block raises LockLost in the place of that CancelledError.
+    """
 
     def __init__(
         self,
         service: LockService,
-        name: NameSource,
+        name: str | bytes,
         *,
-        label: str,
-        mode: str = EXCLUSIVE,
+        mode: str = "exclusive",
         timeout: float | None = -1,
+        lock_delay: float = 0.0,
         owner: int | None = None,
+        reentrant: bool = False,
+        cancel_on_lost: bool = False,
     ):
-        check_mode(mode)
-        self.name = label
+        raw = user_name(name)
+        self.name = decode_name(raw[1:])
         self.timeout = check_timeout(timeout)
-        self._service = service
-        self._source = name
-        self._name = name if isinstance(name, bytes) else None
-        self._owner = check_owner(owner)
+        self.service = service
+        self.terms = Terms(
+            raw, self.name, check_mode(mode), bool(reentrant), check_delay(lock_delay)
+        )
+        self.owner = check_owner(owner)
+        self._cancel_on_lost = cancel_on_lost
+        self._watched: dict[int, _CancelOnLost] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
 
     def _caller(self) -> int:
-        return current_owner() if self._owner is None else self._owner
-
-    async def _resolve(self) -> bytes:
-        if not isinstance(self._source, bytes):
-            self._name = await self._source()
-            return self._name
-        return self._source
+        return current_owner() if self.owner is None else self.owner
 
     async def acquire(
         self,
@@ -102,55 +72,59 @@ class AsyncLock:
         timeout: float | None = None,  # noqa: ASYNC109 - the name is that of threading.Lock
     ) -> AsyncGrant | None:
         """The grant, or None when it gave up. `timeout` in seconds, -1 for ever; the lock's own
-        when not given. ValueError for a timeout with ``blocking=False``."""
-        if not blocking and timeout is not None:
-            raise ValueError("a timeout makes no sense without blocking")
-        wait_s = self.timeout if timeout is None else check_timeout(timeout)
+        when not given. ValueError for a timeout with ``blocking=False``. DeadlockError when the
+        wait would never end, at once when this task holds the lock and it is not reentrant."""
         try:
-            return await self.grant(wait_s if blocking else 0)
+            return await self.grant(self.wait_s(blocking, timeout))
         except LockTimeout:
             return None
 
+    def wait_s(self, blocking: bool, timeout: float | None) -> float | None:
+        """How many seconds to wait: None for ever, 0 for not at all."""
+        if not blocking:
+            if timeout is not None:
+                raise ValueError("a timeout makes no sense without blocking")
+            return 0
+        return self.timeout if timeout is None else check_timeout(timeout)
+
     async def grant(self, timeout_s: float | None) -> AsyncGrant:
         """As `acquire`, but raises LockTimeout."""
-        owner = self._caller()
-        return await self._service.acquire(await self._resolve(), owner, timeout_s, self.name)
+        return await self.service.acquire(AsyncGrant, self.terms, self._caller(), timeout_s)
 
     async def try_acquire(self) -> AsyncGrant | None:
-        """The grant, or None at once when somebody else holds the lock or waits for it."""
+        """The grant, or None when somebody else holds the lock or waits for it.
+
+        A session that merely keeps the lock is asked for it, and waited for half a second at most.
+        """
         return await self.acquire(blocking=False)
 
     async def release(self) -> None:
-        """Ends the caller's grant. NotOwned when there is none, LockLost when it had ended."""
-        grant = self.last()
-        if grant is None:
+        """Ends the caller's latest grant. NotOwned when there is none, LockLost when it ended."""
+        await self._last_of(self._caller()).release()
+
+    def _last_of(self, owner: int) -> AsyncGrant:
+        grant = self.service.last(self.terms.raw, owner)
+        if not isinstance(grant, AsyncGrant):
             raise NotOwned(f"lock {self.name!r} is not held by the caller", name=self.name)
-        await grant.release()
-
-    def last(self) -> AsyncGrant | None:
-        """The caller's grant, lost or not, unless it was released."""
-        return self.last_of(self._caller())
-
-    def last_of(self, caller: int) -> AsyncGrant | None:
-        owner = caller if self._owner is None else self._owner
-        return None if self._name is None else self._service.last(self._name, owner)
+        return grant
 
     def owned(self) -> bool:
         """Whether the caller holds the lock, as far as this process knows; no I/O."""
         return self.owned_by(self._caller())
 
-    def owned_by(self, caller: int) -> bool:
-        if self._name is None:
-            return False
-        owner = caller if self._owner is None else self._owner
-        return self._service.held(self._name, owner) is not None
+    def owned_by(self, owner: int) -> bool:
+        grant = self.service.last(self.terms.raw, owner)
+        return grant is not None and not grant.is_lost
 
     async def locked(self) -> bool:
         """Whether anybody, in any process, holds the lock."""
-        return bool(await self._service.holders(await self._resolve()))
+        return bool(await self.service.holders(self.terms.raw))
 
     async def __aenter__(self) -> AsyncGrant:
-        return await self.grant(self.timeout)
+        grant = await self.grant(self.timeout)
+        if self._cancel_on_lost:
+            self._watched[self._caller()] = _CancelOnLost(grant)
+        return grant
 
     async def __aexit__(
         self,
@@ -158,9 +132,38 @@ class AsyncLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        grant = self.last()
+        owner = self._caller()
+        watched = self._watched.pop(owner, None)
+        if watched is not None and watched.ends_with(error):
+            error = None
+        grant = self.service.last(self.terms.raw, owner)
         if grant is not None:
-            await leave(grant, error)
+            grant.leave(error)
+
+
+class _CancelOnLost:
+    """Cancels the current task when a grant is lost, as `asyncio.timeout` does at its end."""
+
+    def __init__(self, grant: AsyncGrant):
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled = False
+        self._left = False
+        grant.on_lost(self._cancel)
+
+    def _cancel(self, grant: AsyncGrant) -> None:
+        if not self._left:
+            self._cancelled = True
+            self._task.cancel()
+
+    def ends_with(self, error: BaseException | None) -> bool:
+        """At the end of the block: whether `error` is the cancellation made here."""
+        self._left = True
+        if not self._cancelled:
+            return False
+        left = self._task.uncancel()
+        return left == 0 and isinstance(error, asyncio.CancelledError)
 
 
 class AsyncLocks:
@@ -170,7 +173,11 @@ class AsyncLocks:
         self._service = service
 
     async def holders(self, name: str | bytes) -> list[LockParty]:
-        """Who holds the lock `name`, in any process."""
+        """Who holds the lock `name`, in any process.
+
+        Sessions that have the lock are asked; one that does not answer within half a second,
+        because it is stopped, is told as a holder with the owner 0.
+        """
         return await self._service.holders(user_name(name))
 
     async def waiters(self, name: str | bytes) -> list[LockParty]:
@@ -178,164 +185,111 @@ class AsyncLocks:
         return await self._service.waiters(user_name(name))
 
     async def break_(self, name: str | bytes) -> bool:
-        """Takes the lock `name` from its holder; whether there was one."""
+        """Takes the lock `name` from its holders; whether there were any."""
         return await self._service.break_(user_name(name))
 
 
-def async_user_lock(
-    service: LockService,
-    name: str | bytes,
-    *,
-    mode: str,
-    timeout: float | None,
-    owner: int | None,
-) -> AsyncLock:
-    raw = user_name(name)
-    return AsyncLock(
-        service, raw, label=decode_name(raw[1:]), mode=mode, timeout=timeout, owner=owner
-    )
-
-
-class Grant:
-    """A held lock of the blocking face: truthy, and a context manager that releases.
-
-    `token` (int) is larger than that of every earlier grant of the name; `lost` is set when
-    the grant ended before its release.
-    """
-
-    def __init__(self, grant: AsyncGrant, bridge: Bridge):
-        self._grant = grant
-        self._bridge = bridge
-        self.lost = threading.Event()
-        self.token = grant.token
-        self.name = grant.name
-        self.mode = grant.mode
-
-    def __repr__(self) -> str:
-        return repr(self._grant)
-
-    async def attach(self) -> Self:
-        self._grant.on_lost(lambda _: self.lost.set())
-        return self
-
-    @property
-    def held(self) -> AsyncGrant:
-        """The grant behind this one, for what runs on Ringhold's loop."""
-        return self._grant
-
-    def check(self) -> None:
-        """Raises LockLost when the grant ended, NotOwned when it was released; does no I/O."""
-        self._bridge.check_process()
-        try:
-            self._grant.check()
-        except LockLost:
-            self.lost.set()
-            raise
-
-    def on_lost(self, callback: Callable[[Grant], object]) -> None:
-        """Calls ``callback(grant)`` once, on a thread of Ringhold, when the grant is lost."""
-        if not callable(callback):
-            raise TypeError("callback must be callable")
-
-        async def register() -> None:
-            self._grant.on_lost(lambda grant: grant.call_in_thread(lambda: callback(self)))
-
-        self._bridge.run(register())
-
-    def release(self) -> None:
-        """Gives the lock back; works from any thread, once (NotOwned)."""
-        self._bridge.finish(self._grant.release)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bridge.finish(lambda: leave(self._grant, error))
-
-
-class Lock(Generic[C]):
+class Lock:
     """A lock of the blocking face, used as `threading.Lock` is.
 
     >>> with cluster.lock("report", timeout=5) as grant:  # doctest: +SKIP
     ...     publish(token=grant.token)
     """
 
-    def __init__(self, home: Home[C], make: Callable[[C], AsyncLock]):
-        cluster = home.cluster()
+    def __init__(self, home: Home[Any], make: Callable[[Any], AsyncLock]):
         self._home = home
         self._make = make
-        self._made = cluster, make(cluster)
-        self.name = self._made[1].name
+        self._bind()
+        self.name = self._lock.name
+
+    def _bind(self) -> None:
+        """To the cluster of this process: after a fork it is another one."""
+        self._lock = self._make(self._home.cluster())
+        self._generation = forks.generation
+        self._service = self._lock.service
+        self._terms = self._lock.terms
+        self._owner = self._lock.owner
 
     def __repr__(self) -> str:
-        return f"<Lock {self.name!r}>"
+        return f"<{type(self).__name__} {self.name!r}>"
 
-    @property
-    def _lock(self) -> AsyncLock:
-        cluster = self._home.cluster()
-        if self._made[0] is not cluster:
-            self._made = cluster, self._make(cluster)
-        return self._made[1]
+    def _bound(self) -> Bridge:
+        if self._generation != forks.generation:
+            self._bind()
+        return self._service.bridge
 
-    @property
-    def _bridge(self) -> Bridge:
-        return self._home.bridge()
+    def _caller(self) -> int:
+        return thread_owner() if self._owner is None else self._owner
 
-    def _check_begun_here(self) -> None:
-        """Closed, naming the parent, for what this thread acquired before a fork."""
-        cluster, lock = self._made
-        if cluster.life.foreign and lock.last_of(thread_owner()) is not None:
-            cluster.life.check()
+    def _at_hand(self) -> Grant | None:
+        """The grant if that takes neither waiting nor asking anybody."""
+        if self._generation != forks.generation:
+            self._bind()
+        owner = self._owner
+        return self._service.try_cached(
+            Grant, self._terms, thread_owner() if owner is None else owner
+        )
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> Grant | None:
         """The grant, or None when it gave up. `timeout` in seconds, -1 for ever; the lock's own
-        when not given. ValueError for a timeout with ``blocking=False``. DeadlockError when
-        this thread holds the lock."""
-        return self._bridge.run(self._acquire(blocking, timeout), undo=_release)
+        when not given. ValueError for a timeout with ``blocking=False``. DeadlockError when the
+        wait would never end, at once when this thread holds the lock and it is not reentrant."""
+        wait_s = self._lock.wait_s(blocking, timeout)
+        grant = self._at_hand()
+        if grant is not None:
+            return grant
+        try:
+            return self._bound().run(self._acquire(self._caller(), wait_s, []), undo=_undo)
+        except LockTimeout:
+            return None
 
-    async def _acquire(self, blocking: bool, wait_s: float | None) -> Grant | None:
-        grant = await self._lock.acquire(blocking, wait_s)
-        return None if grant is None else await self._wrap(grant)
-
-    async def _wrap(self, grant: AsyncGrant) -> Grant:
-        return await Grant(grant, self._bridge).attach()
+    async def _acquire(self, owner: int, wait_s: float | None, got: list[Grant]) -> Grant:
+        grant = await self._service.acquire(Grant, self._terms, owner, wait_s)
+        got.append(grant)
+        return grant
 
     def try_acquire(self) -> Grant | None:
-        """The grant, or None at once when somebody else holds the lock or waits for it."""
+        """The grant, or None when somebody else holds the lock or waits for it.
+
+        A session that merely keeps the lock is asked for it, and waited for half a second at most.
+        """
         return self.acquire(blocking=False)
 
     def release(self) -> None:
-        """Ends this thread's grant. NotOwned when there is none, LockLost when it had ended."""
-        self._check_begun_here()
-        self._bridge.finish(self._lock.release)
+        """Ends this thread's latest grant. NotOwned when there is none, LockLost when it ended."""
+        grant = self._last()
+        if grant is None:
+            self._bound()
+            raise NotOwned(f"lock {self.name!r} is not held by the caller", name=self.name)
+        grant.release()
+
+    def _last(self) -> Grant | None:
+        # In a forked child that is a grant of the parent's, which says so when it is used.
+        grant = self._service.last(self._terms.raw, self._caller())
+        return grant if isinstance(grant, Grant) else None
 
     def locked(self) -> bool:
         """Whether anybody, in any process, holds the lock."""
-        return self._bridge.run(self._lock.locked())
+        return self._bound().run(self._lock.locked())
 
     def owned(self) -> bool:
         """Whether the calling thread holds the lock, as far as this process knows; no I/O."""
-        return self._lock.owned_by(thread_owner())
+        self._bound()
+        return self._lock.owned_by(self._caller())
 
     def __enter__(self) -> Grant:
-        entered: list[Grant] = []
+        grant = self._at_hand()
+        if grant is not None:
+            return grant
+        got: list[Grant] = []
         try:
-            return self._bridge.run(self._enter(entered), undo=_release)
+            entering = self._acquire(self._caller(), self._lock.timeout, got)
+            return self._bound().run(entering, undo=_undo)
         except BaseException:
             # An interrupt may come after the call has ended and before the block begins.
-            if entered and not entered[0].held.released:
-                self._bridge.finish(entered[0].held.release)
+            if got and not got[0].released:
+                got[0].release()
             raise
-
-    async def _enter(self, entered: list[Grant]) -> Grant:
-        grant = await self._wrap(await self._lock.grant(self._lock.timeout))
-        entered.append(grant)
-        return grant
 
     def __exit__(
         self,
@@ -343,13 +297,17 @@ class Lock(Generic[C]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._check_begun_here()
-        self._bridge.finish(lambda: self._lock.__aexit__(kind, error, traceback))
+        grant = self._last()
+        if grant is not None:
+            grant.leave(error)
 
 
-async def _release(grant: Grant | None) -> None:
-    if grant is not None:
-        await grant.held.release()
+async def _undo(grant: AnyGrant) -> None:
+    """After an interrupt: what was got all the same is given back."""
+    try:
+        grant.give_back()
+    except (LockLost, NotOwned):
+        return
 
 
 class LocksOwner(Openable, Protocol):
@@ -373,7 +331,11 @@ class Locks:
         return self._home.bridge()
 
     def holders(self, name: str | bytes) -> list[LockParty]:
-        """Who holds the lock `name`, in any process."""
+        """Who holds the lock `name`, in any process.
+
+        Sessions that have the lock are asked; one that does not answer within half a second,
+        because it is stopped, is told as a holder with the owner 0.
+        """
         return self._bridge.run(self._locks.holders(name))
 
     def waiters(self, name: str | bytes) -> list[LockParty]:
@@ -381,5 +343,5 @@ class Locks:
         return self._bridge.run(self._locks.waiters(name))
 
     def break_(self, name: str | bytes) -> bool:
-        """Takes the lock `name` from its holder; whether there was one."""
+        """Takes the lock `name` from its holders; whether there were any."""
         return self._bridge.run(self._locks.break_(name))

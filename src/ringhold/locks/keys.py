@@ -180,9 +180,7 @@ async def read_lock(store: Store, keys: LockKeys) -> LockState:
         elif kind == b"q":
             waiter = decode_waiter(entry.value)
             upgrade = key[len(keys.prefix) :][:2] == b"q0"
-            queue.append(
-                Waiting(session, Mode(waiter.mode), upgrade, key, entry.created, waiter)
-            )
+            queue.append(Waiting(session, Mode(waiter.mode), upgrade, key, entry.created, waiter))
         else:
             mode = EXCLUSIVE if kind == b"x" else SHARED
             holders.append(Holding(session, mode, key, entry.created, decode_holder(entry.value)))

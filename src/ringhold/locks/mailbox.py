@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from ringhold.env import Env
 from ringhold.errors import Closed, Compacted, RingholdError
@@ -60,8 +61,8 @@ class Mailbox:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._start(self._read())
 
-    def _start(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks[task] = None
         task.add_done_callback(self._done)
 
@@ -117,7 +118,8 @@ class Mailbox:
         self._number += 1
         number = self._number.to_bytes(NUMBER_BYTES, "big")
         question = mailbox(session) + ASK + self._state.id + number
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Use] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
         put = Put(question, encode(Question(self._state.id, name)), self._state.id)
         try:
             await commit_sure(self._store, self._env, puts=[put])

@@ -17,8 +17,9 @@ from typing import Generic, Self, TypeVar, overload
 
 from ringhold.env import Env, finish
 from ringhold.errors import InvalidInput, LockLost, LockTimeout, NotOwned, RingholdError
-from ringhold.locks.grant import Grant as AsyncGrant
-from ringhold.locks.handles import AsyncLock, Grant, Lock, check_timeout, user_name
+from ringhold.locks.arguments import check_timeout, user_name
+from ringhold.locks.grant import AsyncGrant, Grant
+from ringhold.locks.handles import AsyncLock, Lock
 from ringhold.locks.held import Entered
 from ringhold.owner import current_owner, thread_owner
 

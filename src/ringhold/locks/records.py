@@ -1,4 +1,4 @@
-"""What the store keeps about locks, and what a fencing token is made of.
+"""Fencing tokens, and how holders and waiters are told.
 
 A token has 63 bits: 42 of the revision of the commit that granted, 20 of a sequence within that
 grant, and the lowest says exclusive. Revisions only grow, so every later conflicting grant of a
@@ -9,55 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
 from ringhold.errors import InvalidInput
-from ringhold.locks.session import SESSION_BYTES
-from ringhold.store.base import prefix_end
-from ringhold.store.keyspace import lock_prefix
-from ringhold.types import Entry
 
 EXCLUSIVE = "exclusive"
 REVISION_BITS = 42
 SEQUENCE_BITS = 20
-COUNTER_BYTES = 8
-
-
-class LockRecord(msgspec.Struct, frozen=True, array_like=True):
-    """Value of a holder's or waiter's key. `request` (session, counter) is unique for ever."""
-
-    request: bytes
-    owner: int
-    pid: int
-    host: str
-    since_s: float
-
-
-encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(LockRecord).decode
-
-
-@dataclass(frozen=True, slots=True)
-class LockKeys:
-    """The keys of one lock name. `end` closes the range of all of them."""
-
-    prefix: bytes
-    end: bytes
-    holder: bytes
-    queue: bytes
-
-    @classmethod
-    def of(cls, name: bytes) -> LockKeys:
-        prefix = lock_prefix(name)
-        return cls(prefix, prefix_end(prefix), prefix + b"x", prefix + b"q")
-
-    def waiter(self, request: bytes) -> bytes:
-        return self.queue + request
 
 
 @dataclass(frozen=True, slots=True)
 class LockParty:
-    """Somebody who holds a lock, or waits for it (`token` 0). `since` in seconds since 1970."""
+    """Somebody who holds a lock, or waits for it (`token` 0).
+
+    `since` in seconds since 1970: of a semaphore's or election's party when it came, of a lock's
+    when its session was opened. `owner` 0: the session did not tell.
+    """
 
     session: str
     owner: int
@@ -82,17 +47,3 @@ def revision_of(token: int) -> int:
     if not 0 < token < 1 << 63:
         raise InvalidInput(f"{token} is no fencing token")
     return token >> (SEQUENCE_BITS + 1)
-
-
-def party_of(entry: Entry, *, holds: bool) -> LockParty:
-    record = decode(entry.value)
-    return LockParty(
-        session=record.request[:SESSION_BYTES].hex(),
-        # Numbers given by users are kept negative, apart from those of threads and tasks.
-        owner=abs(record.owner),
-        mode=EXCLUSIVE,
-        token=token_of(entry.created) if holds else 0,
-        pid=record.pid,
-        host=record.host,
-        since=record.since_s,
-    )

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from ringhold.bridge import Bridge
 from ringhold.errors import InvalidInput, LockTimeout, NotOwned
-from ringhold.locks.handles import check_owner, check_timeout, user_name
+from ringhold.locks.arguments import check_owner, check_timeout, user_name
 from ringhold.locks.held import Entered, leave_held
 from ringhold.locks.records import LockParty
 from ringhold.locks.slot_grants import BlockingSlotGrant, SlotGrant, SlotService

@@ -15,26 +15,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ringhold.bridge import Bridge
-from ringhold.env import Env, process_id
+from ringhold.env import Env
 from ringhold.errors import (
     Closed,
+    Conflict,
     DeadlockError,
-    InvalidInput,
     LockTimeout,
-    RingholdError,
     SessionExpired,
     Unavailable,
 )
+from ringhold.locks.arguments import check_timeout
 from ringhold.locks.cache import SessionLocks
-from ringhold.locks.calls import ThreadCalls
 from ringhold.locks.claims import CachedLock
 from ringhold.locks.grant import AnyGrant
+from ringhold.locks.held import ThreadCalls
 from ringhold.locks.keys import (
     EXCLUSIVE,
     Holding,
@@ -47,8 +46,8 @@ from ringhold.locks.keys import (
 )
 from ringhold.locks.mailbox import Mailbox
 from ringhold.locks.records import LockParty, token_of
-from ringhold.locks.session import Session, SessionState
-from ringhold.owner import USER_OWNER_MAX
+from ringhold.locks.session import Session
+from ringhold.owner import told_owner
 from ringhold.store.base import Born, Put, Store
 from ringhold.store.repeat import commit_sure
 from ringhold.types import Mode
@@ -89,6 +88,7 @@ class LockService:
         self._session = session
         self._current: SessionLocks | None = None
         self._mailboxes: dict[SessionLocks, Mailbox] = {}
+        self._ending: dict[asyncio.Task[None], None] = {}
         self._acquiring: dict[tuple[bytes, int], None] = {}
         self._idle = asyncio.Event()
         self._verifier: asyncio.Task[None] | None = None
@@ -149,9 +149,7 @@ class LockService:
 
     # The loop
 
-    async def acquire(
-        self, kind: type[G], terms: Terms, owner: int, timeout_s: float | None
-    ) -> G:
+    async def acquire(self, kind: type[G], terms: Terms, owner: int, timeout_s: float | None) -> G:
         """Waits for the lock for up to `timeout_s` (None: for ever, 0: not at all).
 
         Raises LockTimeout, and DeadlockError when the wait would never end.
@@ -199,9 +197,7 @@ class LockService:
         while True:
             locks = await self._locks()
             try:
-                lock = await locks.acquire(
-                    key, terms.mode, patient=patient, delay_s=terms.delay_s
-                )
+                lock = await locks.acquire(key, terms.mode, patient=patient, delay_s=terms.delay_s)
             except SessionExpired:
                 self.check_open()
                 # The place in the queue went with the session; start with a new one.
@@ -230,13 +226,14 @@ class LockService:
     def _on_loss(self, locks: SessionLocks) -> None:
         if self._current is locks:
             self._current = None
-        error: RingholdError = SessionExpired("the session has expired")
-        locks.end(Closed("the cluster is closed") if self._closed else error)
+        locks.end(SessionExpired("the session has expired"))
         self._mark_lost(lambda grant: grant.within(locks))
         mailbox = self._mailboxes.pop(locks)
-        closing = asyncio.ensure_future(self._end(locks, mailbox))
-        self._mailboxes_closing[closing] = None
-        closing.add_done_callback(self._mailboxes_closing.pop)
+        if self._closed:
+            return
+        ending = asyncio.ensure_future(self._end(locks, mailbox))
+        self._ending[ending] = None
+        ending.add_done_callback(self._ending.pop)
 
     async def _end(self, locks: SessionLocks, mailbox: Mailbox) -> None:
         await mailbox.close()
@@ -357,7 +354,7 @@ class LockService:
             record = state.record
             return LockParty(
                 session=state.id.hex(),
-                owner=owner if owner <= USER_OWNER_MAX else owner - USER_OWNER_MAX,
+                owner=told_owner(owner),
                 mode=mode.value,
                 token=token,
                 pid=record.pid,
@@ -387,7 +384,7 @@ class LockService:
                 return held
             await self._store.expire_leases()
 
-    async def _break(self, keys: LockKeys, holders: list[Holding]) -> bool:
+    async def _break(self, keys: LockKeys, holders: Sequence[Holding]) -> bool:
         """False when the holders changed meanwhile."""
         try:
             await commit_sure(
@@ -415,8 +412,10 @@ class LockService:
         locks = self._current
         if locks is not None:
             locks.end(Closed("the cluster is closed"))
+            await self._end(locks, self._mailboxes[locks])
         if self._acquiring:
             await self._idle.wait()
+        await asyncio.gather(*self._ending, return_exceptions=True)
         if self._verifier is not None:
             self._verifier.cancel()
             await asyncio.gather(self._verifier, return_exceptions=True)

@@ -63,6 +63,11 @@ class SlotService:
         stack = self._held.get((slots.prefix, owner))
         return stack[-1] if stack else None
 
+    def unreleased(self, slots: Slots) -> list[SlotGrant]:
+        """The grants in this process that nobody gave back, lost ones included."""
+        stacks = [stack for (prefix, _), stack in self._held.items() if prefix == slots.prefix]
+        return [grant for stack in stacks for grant in stack]
+
     async def acquire(
         self, slots: Slots, owner: int, timeout_s: float | None, value: bytes = b""
     ) -> SlotGrant:

@@ -34,6 +34,7 @@ from ringhold.errors import (
 )
 from ringhold.locks.records import EXCLUSIVE, LockParty, token_of
 from ringhold.locks.session import SESSION_BYTES, SessionState
+from ringhold.owner import told_owner
 from ringhold.store.base import Absent, Born, Compare, Empty, Put, Store, prefix_end
 from ringhold.store.keyspace import named_prefix
 from ringhold.store.repeat import commit_sure
@@ -170,8 +171,7 @@ def _party(mode: str, entry: Entry, token: int) -> LockParty:
     record = decode(entry.value)
     return LockParty(
         session=record.request[:SESSION_BYTES].hex(),
-        # Numbers given by users are kept negative, apart from those of threads and tasks.
-        owner=abs(record.owner),
+        owner=told_owner(record.owner),
         mode=mode,
         token=token,
         pid=record.pid,

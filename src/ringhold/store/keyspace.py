@@ -11,6 +11,7 @@ f<name>                    fence of a lock: the highest exclusive token admitted
 s<length u16><name>        semaphore, then <limit u32>x<slot u32> for a holder, <limit u32>q<id>
                            for a waiter; bound to their leases
 e<length u16><name>        election, as a semaphore with the limit 1
+F<length u16><ino u64>     lock of a file, as a semaphore with the limit 1
 i                          next free inode number
 I<ino u64>                 inode
 D<ino u64><name>           directory entry
@@ -33,6 +34,7 @@ MAILBOX = b"m"
 FENCE = b"f"
 SEMAPHORE = b"s"
 ELECTION = b"e"
+FILE_LOCK = b"F"
 NEXT_INODE = b"i"
 INODE = b"I"
 DIRECTORY_ENTRY = b"D"

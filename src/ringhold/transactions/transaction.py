@@ -34,8 +34,8 @@ from ringhold.errors import (
 )
 from ringhold.files.scope import loss_behind
 from ringhold.files.stored import what_changed
+from ringhold.locks.arguments import user_name
 from ringhold.locks.fence import admit, check_token, holder_key
-from ringhold.locks.handles import user_name
 from ringhold.locks.records import revision_of
 from ringhold.store import kv
 from ringhold.store.base import Born, Compare, Snapshot, Store
