@@ -331,7 +331,8 @@ class SessionLocks:
         if wanted is not None and wanted.record.impatient and self._in_use(lock):
             await self.claims.refuse(lock)
             return
-        if not lock.drop:
+        if not (lock.drop or self._queued_here(lock)):
+            # Waiters here keep their place before the gate only if it queues at once.
             kept_s = (self._env.clock.boottime_ns() - lock.granted_ns) / 1e9
             if kept_s < MIN_HOLD_S:
                 await self._env.sleep(MIN_HOLD_S - kept_s)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ringhold.env import forks
 from ringhold.errors import LockLost, NotOwned
 from ringhold.locks.keys import EXCLUSIVE, SHARED, TOKEN_STEP
 from ringhold.store.base import Born
@@ -40,20 +41,11 @@ class AnyGrant:
     `token` (int) is larger than that of every earlier grant of the name that excludes this one.
     """
 
-    __slots__ = (
-        "_callbacks",
-        "_event",
-        "_gone",
-        "_key",
-        "_lock",
-        "_locks",
-        "_mode",
-        "_outer",
-        "_released",
-        "_service",
-        "name",
-        "token",
-    )
+    _gone = False
+    _released = False
+    _outer: AnyGrant | None = None
+    _event: Any = None
+    _callbacks: list[Callable[[Any], object]] | None = None
 
     def __init__(
         self,
@@ -65,8 +57,9 @@ class AnyGrant:
         name: str,
         outer: AnyGrant | None,
     ):
+        self.token: int
         if outer is not None:
-            self.token: int = outer.token
+            self.token, self._outer = outer.token, outer
         elif exclusive:
             # Nobody else counts here: this very grant excludes them.
             lock.base = base = lock.base + TOKEN_STEP
@@ -80,11 +73,6 @@ class AnyGrant:
         self._lock = lock
         self._key = key
         self._mode = EXCLUSIVE if exclusive else SHARED
-        self._outer = outer
-        self._gone = False
-        self._released = False
-        self._event: Any = None
-        self._callbacks: list[Callable[[Any], object]] | None = None
 
     def __repr__(self) -> str:
         state = "released" if self._released else "lost" if self.is_lost else "held"
@@ -179,10 +167,12 @@ class AnyGrant:
 
     def give_back(self) -> None:
         """Ends the grant, once; LockLost when it had ended before."""
-        held, key, locks = self._service.held, self._key, self._locks
+        service, key, locks = self._service, self._key, self._locks
+        held = service.held
         name, owner = key
         release = locks.table.release
-        lost = self.is_lost
+        fresh = service.clock() < locks.state.fresh_until_ns and not self._lock.dead
+        lost = not fresh and self.is_lost
         grants: list[TableGrant] = []
         # Interrupts and other threads come after calls only: from the look at what is held to
         # the release in the table there is none.
@@ -215,7 +205,9 @@ class AnyGrant:
         """Ends a ``with`` block; a loss never hides the block's own exception."""
         if self._released:
             return
-        self._service.check_open()
+        service = self._service
+        if service.closed or service.generation != forks.generation:
+            service.check_open()
         try:
             self.give_back()
         except LockLost as lost:
@@ -254,8 +246,6 @@ class AnyGrant:
 
 class AsyncGrant(AnyGrant):
     """A held lock of the async face: truthy, and a context manager that releases."""
-
-    __slots__ = ()
 
     @property
     def lost(self) -> asyncio.Event:
@@ -301,8 +291,6 @@ class AsyncGrant(AnyGrant):
 class Grant(AnyGrant):
     """A held lock of the blocking face: truthy, and a context manager that releases."""
 
-    __slots__ = ()
-
     @property
     def lost(self) -> threading.Event:
         """Set when the grant ended before its release."""
@@ -326,7 +314,9 @@ class Grant(AnyGrant):
 
     def release(self) -> None:
         """Gives the lock back; works from any thread, once (NotOwned). LockLost if it had ended."""
-        self._service.check_open()
+        service = self._service
+        if service.closed or service.generation != forks.generation:
+            service.check_open()
         self.give_back()
 
     def upgrade(self, timeout: float | None = -1) -> int:

@@ -297,7 +297,9 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        grant = self._last()
+        owner = self._owner
+        key = (self._terms.raw, thread_owner() if owner is None else owner)
+        grant = self._service.held.get(key)
         if grant is not None:
             grant.leave(error)
 

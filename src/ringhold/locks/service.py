@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ringhold.bridge import Bridge
-from ringhold.env import Env
+from ringhold.env import Env, forks
 from ringhold.errors import (
     Closed,
     Conflict,
@@ -84,7 +84,7 @@ class LockService:
         """The latest grant of every owner, lost or not, until it is released."""
         self._store = store
         self._env = env
-        self._clock = env.clock.boottime_ns
+        self.clock = env.clock.boottime_ns
         self._session = session
         self._current: SessionLocks | None = None
         self._mailboxes: dict[SessionLocks, Mailbox] = {}
@@ -92,7 +92,8 @@ class LockService:
         self._acquiring: dict[tuple[bytes, int], None] = {}
         self._idle = asyncio.Event()
         self._verifier: asyncio.Task[None] | None = None
-        self._closed = False
+        self.closed = False
+        self.generation = forks.generation
 
     # Any thread
 
@@ -101,7 +102,7 @@ class LockService:
 
     def check_open(self) -> None:
         self.bridge.check_process()
-        if self._closed:
+        if self.closed:
             raise Closed("the cluster is closed")
 
     def try_cached(self, kind: type[G], terms: Terms, owner: int) -> G | None:
@@ -114,7 +115,7 @@ class LockService:
             return None
         raw = terms.raw
         lock = locks.locks.get(raw)
-        if lock is None or self._clock() >= locks.state.fresh_until_ns:
+        if lock is None or self.clock() >= locks.state.fresh_until_ns:
             return None
         key = (raw, owner)
         held = self.held
@@ -229,7 +230,7 @@ class LockService:
         locks.end(SessionExpired("the session has expired"))
         self._mark_lost(lambda grant: grant.within(locks))
         mailbox = self._mailboxes.pop(locks)
-        if self._closed:
+        if self.closed:
             return
         ending = asyncio.ensure_future(self._end(locks, mailbox))
         self._ending[ending] = None
@@ -408,7 +409,7 @@ class LockService:
 
     async def close(self) -> None:
         """Ends all waiting with Closed. Grants end with the session, which is closed next."""
-        self._closed = True
+        self.closed = True
         locks = self._current
         if locks is not None:
             locks.end(Closed("the cluster is closed"))
