@@ -30,12 +30,14 @@ def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
     return None if math.isinf(timeout) else float(timeout)
 
 
-def check_delay(delay: float) -> float:
-    """Seconds that others are kept waiting after a holder disappeared."""
+def check_delay(delay: float, mode: Mode) -> float:
+    """Seconds that others are kept waiting after an exclusive holder disappeared."""
     if isinstance(delay, bool) or not isinstance(delay, (int, float)):
         raise TypeError(f"lock_delay must be a number of seconds, not {type(delay).__name__}")
     if not 0 <= delay <= DELAY_S_MAX:
         raise InvalidInput(f"lock_delay must be 0 to {DELAY_S_MAX:g} s, not {delay!r}")
+    if delay and mode is not EXCLUSIVE:
+        raise InvalidInput("lock_delay is for exclusive locks")
     return float(delay)
 
 

@@ -53,9 +53,9 @@ class AsyncLock:
         self.name = decode_name(raw[1:])
         self.timeout = check_timeout(timeout)
         self.service = service
-        self.terms = Terms(
-            raw, self.name, check_mode(mode), bool(reentrant), check_delay(lock_delay)
-        )
+        kind = check_mode(mode)
+        delay_s = check_delay(lock_delay, kind)
+        self.terms = Terms(raw, self.name, kind, bool(reentrant), delay_s)
         self.owner = check_owner(owner)
         self._cancel_on_lost = cancel_on_lost
         self._watched: dict[int, _CancelOnLost] = {}

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ringhold.errors import InvalidInput
 from ringhold.locks.records import REVISION_BITS, SEQUENCE_BITS, LockParty
 from ringhold.locks.session import SESSION_BYTES
 from ringhold.store.base import Empty, Store, prefix_end
@@ -191,10 +192,10 @@ async def read_lock(store: Store, keys: LockKeys) -> LockState:
 def first_base(revision: int) -> int:
     """What tokens of a session that got the lock at `revision` are counted from.
 
-    OverflowError beyond the revisions that tokens can tell apart.
+    InvalidInput beyond the revisions that tokens can tell apart.
     """
     if revision >= 1 << REVISION_BITS:
-        raise OverflowError(f"revision {revision} does not fit into a fencing token")
+        raise InvalidInput(f"revision {revision} does not fit into a fencing token")
     return revision << REVISION_SHIFT
 
 

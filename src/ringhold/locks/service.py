@@ -273,11 +273,9 @@ class LockService:
     async def _verify(self) -> None:
         """Looks now and then whether what is held here still stands in the store."""
         try:
-            while self.held:
+            while (locks := self._current) is not None and locks.locks:
+                await self._verify_once(locks)
                 await self._env.sleep(VERIFY_S)
-                locks = self._current
-                if locks is not None:
-                    await self._verify_once(locks)
         except Closed:
             logger.debug("the store was closed while locks were held")
         finally:
@@ -410,7 +408,7 @@ class LockService:
     async def close(self) -> None:
         """Ends all waiting with Closed. Grants end with the session, which is closed next."""
         self.closed = True
-        locks = self._current
+        locks, self._current = self._current, None
         if locks is not None:
             locks.end(Closed("the cluster is closed"))
             await self._end(locks, self._mailboxes[locks])
