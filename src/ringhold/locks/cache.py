@@ -17,12 +17,15 @@ loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import itertools
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ringhold.core import LockTable
 from ringhold.env import Env
@@ -40,6 +43,8 @@ from ringhold.locks.session import SessionState
 from ringhold.owner import next_owner
 from ringhold.store.base import Store
 from ringhold.types import Mode, TableGrant, encode_name
+
+A = TypeVar("A")
 
 logger = logging.getLogger("ringhold")
 
@@ -70,6 +75,25 @@ class _Waiter:
     upgrade: bool
 
 
+class _ThreadWaiter:
+    """A thread that waits for a grant; whoever makes room wakes it, without the loop."""
+
+    __slots__ = ("_asleep", "error")
+
+    def __init__(self) -> None:
+        self.error: RingholdError | None = None
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def wake(self, error: RingholdError | None = None) -> None:
+        self.error = error or self.error
+        with contextlib.suppress(RuntimeError):  # It was woken already.
+            self._asleep.release()
+
+    def sleep(self, seconds: float) -> None:
+        self._asleep.acquire(timeout=seconds)
+
+
 class SessionLocks:
     """See the module. `on_broken` is told of a lock that somebody took from this session."""
 
@@ -88,6 +112,7 @@ class SessionLocks:
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[Key, _Waiter] = {}
+        self._threads: dict[Key, _ThreadWaiter] = {}
         self._tasks: dict[CachedLock, asyncio.Task[None]] = {}
         self._ended = False
 
@@ -99,16 +124,70 @@ class SessionLocks:
 
     def tell(self, grants: Iterable[TableGrant]) -> None:
         """Wakes those whom the table granted something."""
+        rest = []
+        for grant in grants:
+            waiter = self._threads.get((encode_name(grant.name, "lock name"), grant.owner))
+            if waiter is None:
+                rest.append(grant)
+            else:
+                waiter.wake()
+        if rest:
+            self._call_loop(self._deliver, rest)
+
+    def _call_loop(self, function: Callable[[A], object], argument: A) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._deliver, grants)
+            self._loop.call_soon_threadsafe(function, argument)
         except RuntimeError:
-            logger.debug("locks were granted after the event loop of who waited had ended")
+            logger.debug("the event loop that a lock was to be seen to on has ended")
+
+    def acquire_here(self, lock: CachedLock, key: Key, mode: Mode, timeout_s: float | None) -> bool:
+        """Waits on the calling thread for a lock that the session has; False when it is to be
+        asked for on the loop instead.
+
+        Raises DeadlockError, LockTimeout, and what the store raises if the session gave the lock
+        away meanwhile and cannot have it again. Leaves nothing behind when it raises.
+        """
+        if key in self._threads:
+            raise DeadlockError("it is awaited by this very owner")
+        now = self._env.clock.monotonic_ns
+        end_ns = None if timeout_s is None else now() + int(timeout_s * 1e9)
+        waiter = self._threads[key] = _ThreadWaiter()
+        try:
+            granted = bool(self.table.request(*key, mode))
+            while not (granted or self._ended or lock.dead):
+                if waiter.error is not None:
+                    raise waiter.error
+                left_s = CHECK_S if end_ns is None else (end_ns - now()) / 1e9
+                if left_s <= 0:
+                    raise LockTimeout("the lock was not granted in time")
+                waiter.sleep(min(left_s, CHECK_S))
+                granted = self._has(key, mode)
+            if granted and not (lock.dead or lock.exhausted):
+                return True
+            self._withdraw_here(lock, key)
+            return False
+        except BaseException:
+            self._withdraw_here(lock, key)
+            raise
+        finally:
+            self._threads.pop(key, None)
+
+    def _withdraw_here(self, lock: CachedLock, key: Key) -> None:
+        self.tell(self.table.cancel(*key))
+        if self.table.mode(*key) is not None:
+            self.release(*key)
+        self._call_loop(self.poke, lock)
+
+    # The loop
 
     def _deliver(self, grants: Iterable[TableGrant]) -> None:
         for text, owner, _, _ in grants:
             name = encode_name(text, "lock name")
+            waiter = self._threads.get((name, owner))
             lock = self.locks.get(name)
-            if lock is not None and lock.gate == owner:
+            if waiter is not None:
+                waiter.wake()
+            elif lock is not None and lock.gate == owner:
                 lock.wake.set()
             else:
                 self._settle((name, owner))
@@ -300,7 +379,8 @@ class SessionLocks:
         if not owners:
             return None
         waiters = [self._waiting.get((lock.name, owner)) for owner, _ in owners]
-        return owners[0][1], any(waiter is not None and waiter.patient for waiter in waiters)
+        # Who does not wait on the loop waits on a thread, and as long as it takes.
+        return owners[0][1], any(waiter is None or waiter.patient for waiter in waiters)
 
     def _upgrade_demand(self, lock: CachedLock) -> tuple[Mode, bool] | None:
         owners = self._queued_here(lock)
@@ -426,6 +506,8 @@ class SessionLocks:
         for owner, mode in owners:
             waiter = self._waiting.get((lock.name, owner))
             if waiter is None or waiter.future.done():
+                # A thread finds the lock dead and asks on the loop.
+                self._wake_thread((lock.name, owner), None)
                 continue
             if waiter.upgrade:
                 waiter.future.set_exception(LockLost("the lock was broken"))
@@ -439,10 +521,17 @@ class SessionLocks:
         """Tells those who wait here; each gets an error of its own."""
         for owner, _ in self._queued_here(lock):
             waiter = self._waiting.get((lock.name, owner))
-            if waiter is not None and not waiter.future.done() and concerned(waiter):
-                told = copy.copy(error)
-                told.__cause__ = error.__cause__
+            told = copy.copy(error)
+            told.__cause__ = error.__cause__
+            if waiter is None and not isinstance(error, (LockTimeout, DeadlockError)):
+                self._wake_thread((lock.name, owner), told)
+            elif waiter is not None and not waiter.future.done() and concerned(waiter):
                 waiter.future.set_exception(told)
+
+    def _wake_thread(self, key: Key, error: RingholdError | None) -> None:
+        waiter = self._threads.get(key)
+        if waiter is not None:
+            waiter.wake(error)
 
     def end(self, error: RingholdError) -> None:
         """The session is lost or closed: who waits gets a copy of `error`."""
@@ -450,6 +539,8 @@ class SessionLocks:
         for waiter in self._waiting.values():
             if not waiter.future.done():
                 waiter.future.set_exception(copy.copy(error))
+        for asleep in list(self._threads.values()):
+            asleep.wake()
         for task in self._tasks.values():
             task.cancel()
 

@@ -30,6 +30,10 @@ from ringhold.owner import current_owner, thread_owner
 from ringhold.types import decode_name
 
 
+LEFT_S_MIN = 0.001
+"""Zero would mean not to wait at all, which is something else than a wait that is over."""
+
+
 class AsyncLock:
     """A lock of the async face. ``async with lock as grant`` raises LockTimeout, LockLost.
 
@@ -239,9 +243,21 @@ class Lock:
         if grant is not None:
             return grant
         try:
-            return self._bound().run(self._acquire(self._caller(), wait_s, []), undo=_undo)
+            return self._wait(wait_s, [])
         except LockTimeout:
             return None
+
+    def _wait(self, wait_s: float | None, got: list[Grant]) -> Grant:
+        """LockTimeout. `got` tells a caller that an interrupt kept from getting the grant."""
+        bridge = self._bound()
+        service, owner = self._service, self._caller()
+        began_ns = service.clock()
+        grant = service.wait_here(Grant, self._terms, owner, wait_s)
+        if grant is not None:
+            return grant
+        if wait_s:
+            wait_s = max(wait_s - (service.clock() - began_ns) / 1e9, LEFT_S_MIN)
+        return bridge.run(self._acquire(owner, wait_s, got), undo=_undo)
 
     async def _acquire(self, owner: int, wait_s: float | None, got: list[Grant]) -> Grant:
         grant = await self._service.acquire(Grant, self._terms, owner, wait_s)
@@ -283,8 +299,7 @@ class Lock:
             return grant
         got: list[Grant] = []
         try:
-            entering = self._acquire(self._caller(), self._lock.timeout, got)
-            return self._bound().run(entering, undo=_undo)
+            return self._wait(self._lock.timeout, got)
         except BaseException:
             # An interrupt may come after the call has ended and before the block begins.
             if got and not got[0].released:

@@ -135,6 +135,41 @@ class LockService:
         locks.release(raw, owner)
         return None
 
+    def wait_here(
+        self, kind: type[G], terms: Terms, owner: int, timeout_s: float | None
+    ) -> G | None:
+        """Waits on the calling thread if the session has the lock and others here are using it.
+
+        None says nothing. Raises LockTimeout, DeadlockError and what the store raises; on an
+        interrupt nothing stays held.
+        """
+        locks, raw = self._current, terms.raw
+        lock = None if locks is None else locks.locks.get(raw)
+        key = (raw, owner)
+        if (
+            locks is None
+            or lock is None
+            or key in self.held
+            or lock.mode not in (terms.mode, EXCLUSIVE)
+            or lock.delay_s < terms.delay_s
+            or self.clock() >= locks.state.fresh_until_ns
+        ):
+            return None
+        self.bridge.check_callable()
+        try:
+            if not locks.acquire_here(lock, key, terms.mode, timeout_s):
+                return None
+            grant = kind(self, locks, lock, key, terms.mode is EXCLUSIVE, terms.name, None)
+            self.held[key] = grant
+            return grant
+        except LockTimeout:
+            raise _timed_out(terms.name, timeout_s) from None
+        except DeadlockError as error:
+            raise _deadlock(terms.name, str(error)) from error
+        except BaseException:
+            self._undo(locks, key)
+            raise
+
     def _undo(self, locks: SessionLocks, key: tuple[bytes, int]) -> None:
         """After an interrupt: gives back what may or may not have been got."""
         self.held.pop(key, None)
@@ -169,9 +204,7 @@ class LockService:
             async with asyncio.timeout(TRY_S if timeout_s == 0 else timeout_s):
                 return await self._acquire(kind, terms, key, patient=timeout_s != 0)
         except TimeoutError:
-            raise LockTimeout(
-                f"lock {terms.name!r} was not granted within {timeout_s or 0} s", name=terms.name
-            ) from None
+            raise _timed_out(terms.name, timeout_s) from None
         except DeadlockError as error:
             raise _deadlock(terms.name, str(error)) from error
         finally:
@@ -445,6 +478,10 @@ def _candidate(waiting: Waiting) -> LockParty:
         host=record.host,
         since=record.since_s,
     )
+
+
+def _timed_out(name: str, timeout_s: float | None) -> LockTimeout:
+    return LockTimeout(f"lock {name!r} was not granted within {timeout_s or 0:g} s", name=name)
 
 
 def _deadlock(name: str, why: str) -> DeadlockError:
