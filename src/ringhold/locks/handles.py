@@ -29,7 +29,6 @@ from ringhold.locks.service import LockService, Terms
 from ringhold.owner import current_owner, thread_owner
 from ringhold.types import decode_name
 
-
 LEFT_S_MIN = 0.001
 """Zero would mean not to wait at all, which is something else than a wait that is over."""
 
