@@ -36,6 +36,10 @@ _names = itertools.count()
 class SkippingClock(RealClock):
     def __init__(self) -> None:
         self.skipped_ns = 0
+        self.hurried_ns = 0
+
+    def monotonic_ns(self) -> int:
+        return super().monotonic_ns() + self.hurried_ns
 
     def boottime_ns(self) -> int:
         return super().boottime_ns() + self.skipped_ns
@@ -48,6 +52,10 @@ class SkippingEnv(RealEnv):
 
     def skip(self, seconds: float) -> None:
         self.clock.skipped_ns += int(seconds * 1e9)
+
+    def end_repeating(self) -> None:
+        """A commit whose outcome is unknown is not repeated for longer."""
+        self.clock.hurried_ns += 10**12
 
 
 class Meddler:

@@ -573,3 +573,11 @@ class SessionLocks:
     async def ended(self) -> None:
         """Waits until nothing is done in the store any more; to be called after `end`."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def drop_delays(self) -> None:
+        """To be called after `ended`, before a session ends that was not lost."""
+        for lock in list(self.locks.values()):
+            try:
+                await self.claims.drop_delay(lock)
+            except RingholdError as error:
+                logger.info("others will wait for lock %r: %s", lock.name, error)

@@ -500,6 +500,12 @@ class Claims:
             await self._commit([lock.held(self._me)], [Put(lock.keys.delay, encode(delay_s))], [])
             lock.delay_s = delay_s
 
+    async def drop_delay(self, lock: CachedLock) -> None:
+        """The session ends as it should: nobody is to be kept waiting for it."""
+        if lock.delay_s:
+            await self._commit([lock.held(self._me)], [], [lock.keys.delay])
+            lock.delay_s = 0.0
+
     async def _commit(
         self, compares: Sequence[Compare], puts: Sequence[Put], deletes: Sequence[bytes]
     ) -> int:

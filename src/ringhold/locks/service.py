@@ -26,8 +26,8 @@ from ringhold.errors import (
     Conflict,
     DeadlockError,
     LockTimeout,
+    RingholdError,
     SessionExpired,
-    Unavailable,
 )
 from ringhold.locks.arguments import check_timeout
 from ringhold.locks.cache import SessionLocks
@@ -324,7 +324,9 @@ class LockService:
                 entries = await snapshot.get_many([compare.key for compare in held])
             finally:
                 await snapshot.close()
-        except Unavailable as error:
+        except Closed:
+            raise
+        except RingholdError as error:
             logger.info("looking after held locks: %s", error)
             return
         for lock, compare, entry in zip(found, held, entries, strict=True):
@@ -445,6 +447,7 @@ class LockService:
         if locks is not None:
             locks.end(Closed("the cluster is closed"))
             await self._end(locks, self._mailboxes[locks])
+            await locks.drop_delays()
         if self._acquiring:
             await self._idle.wait()
         await asyncio.gather(*self._ending, return_exceptions=True)
