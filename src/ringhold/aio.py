@@ -100,7 +100,9 @@ class Cluster:
         self.file_core = FileCore(store, env, session, self._pool, self.slots, record)
         self.kv = KeyValue(store, env, check)
         self.locks = Locks(self._lock_service)
-        self.transactions = Transactions(store, env, check, self.file_core, self.file_system)
+        self.transactions = Transactions(
+            store, env, check, self.file_core, self.file_system, self._lock_service.holds
+        )
 
     def __repr__(self) -> str:
         return f"<Cluster {self.url!r}{' closed' if self._life.closed else ''}>"
