@@ -162,10 +162,8 @@ def open(
     >>> with ringhold.open("data/") as cluster:  # doctest: +SKIP
     ...     cluster.kv["greeting"] = b"hello"
     """
-    return _entered(
-        aio.open_cluster(url, create=create, session_ttl=session_ttl),
-        lambda url: aio.open_cluster(url, create=False, session_ttl=session_ttl),
-    )
+    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl)
+    return _entered(opening, session_ttl=session_ttl)
 
 
 def create(
@@ -191,23 +189,18 @@ def create(
         chunk_size=chunk_size,
         session_ttl=session_ttl,
     )
-    return _entered(
-        creating, lambda url: aio.open_cluster(url, create=False, session_ttl=session_ttl)
-    )
+    return _entered(creating, session_ttl=session_ttl)
 
 
-def _entered(
-    opening: Coroutine[Any, Any, aio.Cluster],
-    again: Callable[[str], Coroutine[Any, Any, aio.Cluster]],
-) -> Cluster:
-    """The cluster that `opening` opens; `again` is how a forked child opens it, by its URL."""
+def _entered(opening: Coroutine[Any, Any, aio.Cluster], **options: Any) -> Cluster:
+    """The cluster that `opening` opens; a forked child opens it with the same `options`."""
     bridge = process_bridge()
     cluster = bridge.run(opening, undo=_close)
     url = cluster.url
     if parse_url(url).directory is None:
         why = "what is in memory cannot be opened from another process"
         return Cluster(Home(cluster, bridge, None, why))
-    return Cluster(Home(cluster, bridge, lambda: again(url)))
+    return Cluster(Home(cluster, bridge, lambda: aio.open_cluster(url, create=False, **options)))
 
 
 async def _close(cluster: aio.Cluster) -> None:
