@@ -39,33 +39,33 @@ class Cluster:
     """An open cluster. Made by `ringhold.open` and `ringhold.create`."""
 
     def __init__(self, home: Home[aio.Cluster]):
-        self.home = home
+        self._home = home
         self._fs: RingholdFileSystem | None = None
         self.kv = BlockingKeyValue(home)
         self.locks = Locks(home)
         self.transactions = Transactions(home, self._bound_file_system)
 
     def __repr__(self) -> str:
-        return repr(self.home.last)
+        return repr(self._home.last)
 
     @property
     def _cluster(self) -> aio.Cluster:
-        return self.home.cluster()
+        return self._home.cluster()
 
     @property
     def _bridge(self) -> Bridge:
-        return self.home.bridge()
+        return self._home.bridge()
 
     @property
     def url(self) -> str:
         """Where the cluster lies."""
-        return self.home.last.url
+        return self._home.last.url
 
     @property
     def fs(self) -> RingholdFileSystem:
         """The files: an fsspec file system."""
         if self._fs is None:
-            self._fs = self._cluster.file_system(asynchronous=False, home=self.home)
+            self._fs = self._cluster.file_system(asynchronous=False, home=self._home)
         return self._fs
 
     def _bound_file_system(self, transaction: AsyncTransaction) -> Any:
@@ -78,7 +78,7 @@ class Cluster:
         mode: str = "exclusive",
         timeout: float | None = -1,
         owner: int | None = None,
-    ) -> Lock[aio.Cluster]:
+    ) -> Lock:
         """The lock `name`, not yet acquired: ``with cluster.lock("x", timeout=5) as grant``.
 
         timeout: seconds to wait for it, -1 for ever; owner: the calling thread unless given.
@@ -87,7 +87,7 @@ class Cluster:
         def make(cluster: aio.Cluster) -> aio.Lock:
             return cluster.lock(name, mode=mode, timeout=timeout, owner=owner)
 
-        return Lock(self.home, make)
+        return Lock(self._home, make)
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
         """``with cluster.transaction() as tx``: commits at the end, or has no effect.
@@ -130,10 +130,10 @@ class Cluster:
         What takes longer than `timeout` seconds is left to the session's lease. Closing twice
         does nothing. A forked child closes what it opened itself, never what its parent did.
         """
-        if self.home.opened_here:
+        if self._home.opened_here:
             self._bridge.run(self._cluster.close(timeout))
         else:
-            self.home.last.life.close()
+            self._home.last.life.close()
 
     def __enter__(self) -> Self:
         return self
@@ -219,13 +219,13 @@ def shared_cluster(url: str) -> Cluster:
     key = parse_url(url).url
     with _sharing:
         found = _shared.get(key)
-        if found is None or found.home.last.life.closed:
+        if found is None or found._home.last.life.closed:
             found = _shared[key] = open(url, create=False)
         return found
 
 
 def _opened_by_url(url: str) -> Home[aio.Cluster]:
-    return shared_cluster(url).home
+    return shared_cluster(url)._home
 
 
 def _after_fork() -> None:

@@ -42,8 +42,7 @@ apsw.connection_hooks.append(lambda connection: connection.set_commit_hook(stop_
 name = sys.argv[2]
 cluster = ringhold.open(sys.argv[1], session_ttl=float(sys.argv[3]))
 grant = cluster.lock(name).acquire()
-home = cluster.home
-state = home.bridge().run(home.cluster()._session.ensure())
+state = cluster._bridge.run(cluster._cluster._session.ensure())
 print("held", grant.token, flush=True)
 now = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
@@ -78,7 +77,7 @@ sys.stdin.readline()
 while state.state == "suspended":
     time.sleep(0.01)
 cluster.kv[name] = b"alive"
-same = home.bridge().run(home.cluster()._session.ensure()) is state
+same = cluster._bridge.run(cluster._cluster._session.ensure()) is state
 print(state.state, check(), grant.lost.is_set(), same, flush=True)
 grant.release()
 cluster.close()
@@ -177,13 +176,12 @@ from ringhold.store.base import Put
 
 cluster = ringhold.create(sys.argv[1], session_ttl=1.0)
 grant = cluster.lock("x").acquire()
-home = cluster.home
-state = home.bridge().run(home.cluster()._session.ensure())
+state = cluster._bridge.run(cluster._cluster._session.ensure())
 cluster.kv["large"] = bytes(100_000)
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
 try:
-    home.bridge().run(home.cluster()._store.commit(puts=[Put(b"any", b"1")]))
+    cluster._bridge.run(cluster._cluster._store.commit(puts=[Put(b"any", b"1")]))
 except ringhold.RingholdError as error:
     print(type(error).__name__, flush=True)
 deadline_ns = state.deadline_ns

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 from ringhold.bridge import Bridge
 from ringhold.errors import InvalidInput, LockLost, LockTimeout, NotOwned
@@ -26,7 +26,6 @@ from ringhold.types import decode_name, encode_name
 OWNER_MAX = (1 << 63) - 1
 USER_NAME_BYTES_MAX = 4095
 NameSource = bytes | Callable[[], Awaitable[bytes]]
-C = TypeVar("C", bound=Openable)
 
 
 def user_name(name: str | bytes) -> bytes:
@@ -258,14 +257,14 @@ class Grant:
         self._bridge.finish(lambda: leave(self._grant, error))
 
 
-class Lock(Generic[C]):
+class Lock:
     """A lock of the blocking face, used as `threading.Lock` is.
 
     >>> with cluster.lock("report", timeout=5) as grant:  # doctest: +SKIP
     ...     publish(token=grant.token)
     """
 
-    def __init__(self, home: Home[C], make: Callable[[C], AsyncLock]):
+    def __init__(self, home: Home[Any], make: Callable[[Any], AsyncLock]):
         cluster = home.cluster()
         self._home = home
         self._make = make
