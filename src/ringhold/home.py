@@ -33,7 +33,6 @@ class Openable(Protocol):
     def close(self) -> Awaitable[None]: ...
 
 
-C = TypeVar("C", bound=Openable)
 C_co = TypeVar("C_co", bound=Openable, covariant=True)
 
 _opening = threading.Lock()

@@ -102,10 +102,10 @@ def test_what_was_begun_in_the_parent_is_closed_and_the_rest_opens_anew(tmp_path
             ):
                 closed(use)
             # So far nothing was opened.
-            assert not cluster.home.opened_here
+            assert not cluster._home.opened_here
             assert cluster.url == url and url in repr(cluster)
             assert cluster.kv["a"] == b"1"
-            assert cluster.home.opened_here
+            assert cluster._home.opened_here
             for use in (grant.check, grant.release, tx.commit, reader.read, watch.__next__):
                 closed(use)
             cluster.kv["child"] = b"was here"
@@ -128,7 +128,7 @@ def test_what_was_begun_in_the_parent_is_closed_and_the_rest_opens_anew(tmp_path
             assert shared.cat_file("/tx") == b"tx"
             assert RingholdFileSystem(cluster=url).core is shared.core is not cluster.fs.core
             assert len(cluster.nodes()) == 1
-            state = cluster.home.bridge().run(cluster.home.cluster()._session.ensure())
+            state = cluster._bridge.run(cluster._cluster._session.ensure())
             assert state.ttl_s == 7 and state.record.pid == os.getpid()
             # The parent's two, which hold x and the writer's chunks, and the child's two.
             before = cluster.status().sessions
@@ -525,7 +525,7 @@ def test_first_use_by_several_threads_opens_one(tmp_path: Path) -> None:
                 start.wait()
                 with lock:
                     assert cluster.kv["a"] == b"1"
-                    found.append(cluster.home.cluster())
+                    found.append(cluster._cluster)
 
             threads = [threading.Thread(target=use) for _ in range(8)]
             for thread in threads:
