@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 import ringhold
+from ringhold.env import real_env
 from ringhold.errors import (
     Closed,
     DeadlockError,
@@ -272,6 +273,37 @@ def test_an_interrupt_while_it_waits_leaves_nothing_held(
             thread.join()
             assert_free(other, "a", "c")
         assert_free(other, "a", "b", "c")
+
+
+class GrantedThenInterrupted:
+    """A lock whose `acquire` is left by an interrupt when the lock is held already."""
+
+    def __init__(self, lock: ringhold.Lock):
+        self._lock = lock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+    def acquire(self, **options: Any) -> None:
+        assert self._lock.acquire(**options)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_between_grant_and_its_receipt_leaves_nothing_held(
+    cluster: ringhold.Cluster,
+) -> None:
+    def make(name: bytes) -> Any:
+        lock = cluster.lock(name)
+        return GrantedThenInterrupted(lock) if name == b"b" else lock
+
+    many = ringhold.LockMany(["a", "b", "c"], make, real_env())
+    with pytest.raises(KeyboardInterrupt):
+        many.acquire()
+    assert_free(cluster, "a", "b", "c")
+    with cluster.lock("b") as grant:
+        with pytest.raises(DeadlockError):
+            many.acquire()
+        grant.check()
 
 
 BEFORE_LEAVING = {"__exit__", "leave_block", "uninterrupted"}
