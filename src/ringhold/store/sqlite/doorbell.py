@@ -212,23 +212,27 @@ class Doorbell:
         """To be called after a commit, with the keys it changed. Raises nothing."""
         try:
             listing = self._current_listing() if changed else None
-            if listing is None:
-                return
-            calls: dict[str, tuple[list[str], bytearray]] = {}
-            for prefix in listing.prefixes.of(changed):
-                for name in listing.bells[prefix]:
-                    names, tags = calls.setdefault(_id_of(name), ([], bytearray()))
-                    names.append(name)
-                    tags.append(tag(prefix))
-            for names, tags in calls.values():
-                self._ring_one(listing, names, tags)
         except OSError as error:
             self._tell(error)
+            return
+        if listing is None:
+            return
+        calls: dict[str, tuple[list[str], bytearray]] = {}
+        for prefix in listing.prefixes.of(changed):
+            for name in listing.bells[prefix]:
+                names, tags = calls.setdefault(_id_of(name), ([], bytearray()))
+                names.append(name)
+                tags.append(tag(prefix))
+        for names, tags in calls.values():
+            try:
+                self._ring_one(listing, names, bytes(tags))
+            except OSError as error:
+                self._tell(error)
 
-    def _ring_one(self, listing: _Listing, names: list[str], tags: bytearray) -> None:
+    def _ring_one(self, listing: _Listing, names: list[str], tags: bytes) -> None:
         for name in names:
             try:
-                is_read = lock_files.write_to_fifo(self._path(name), bytes(tags))
+                is_read = lock_files.write_to_fifo(self._path(name), tags)
             except FileNotFoundError:
                 self._listing = None
                 continue  # Its watch ended; the FIFO may go on under another name.
