@@ -16,19 +16,15 @@ import random
 import shutil
 import signal
 import socket
-import stat
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from bells_fixture import names, readers
 
 from ringhold.env import real_env
-from ringhold.errors import Closed
 from ringhold.store import lock_files
-from ringhold.store.base import Put, Store
-from ringhold.store.sqlite import SqliteStore, open_sqlite_store
 from ringhold.store.sqlite.doorbell import NAMELESS_S, PREFIX_BYTES, Doorbell, Prefixes, tag
 from ringhold.store.sqlite.opening import Opening
 
@@ -71,17 +67,6 @@ def run(folder: Path, test: Callable[[Callable[[], Bell]], Awaitable[None]]) -> 
         assert not readers()
 
     asyncio.run(main())
-
-
-def readers() -> list[int]:
-    """The descriptors the running loop reads, but its own."""
-    loop = asyncio.get_running_loop()
-    own = loop._ssock.fileno()  # type: ignore[attr-defined]
-    return [fd for fd in loop._selector.get_map() if fd != own]  # type: ignore[attr-defined]
-
-
-def names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir()} - {"changed"}
 
 
 async def silence() -> None:
@@ -435,138 +420,3 @@ def test_a_forked_child_reads_no_bell_and_removes_none(tmp_path: Path) -> None:
         assert await bell.rung() == bytes([tag(b"a")])
 
     run(tmp_path, test)
-
-
-@asynccontextmanager
-async def stores(directory: Path) -> AsyncIterator[tuple[SqliteStore, SqliteStore]]:
-    """Two openings of one store."""
-    one = await open_sqlite_store(str(directory), real_env(), create=True)
-    other = await open_sqlite_store(str(directory), real_env(), create=False)
-    assert isinstance(one, SqliteStore)
-    assert isinstance(other, SqliteStore)
-    try:
-        yield one, other
-    finally:
-        await one.close()
-        await other.close()
-
-
-def test_watches_of_one_prefix_share_a_name(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with stores(tmp_path) as (one, other):
-            revision = await one.commit(puts=[Put(b"k", b"1")])
-            watches = [other.watch(b"k", revision) for _ in range(3)]
-            for watch in watches:
-                assert (await anext(watch)).revision == revision
-            (name,) = names(tmp_path / "bells")
-            mode = os.lstat(tmp_path / "bells" / name).st_mode
-            assert stat.S_ISFIFO(mode)
-            assert stat.S_IMODE(mode) == 0o600
-            for watch in watches:
-                assert names(tmp_path / "bells")
-                await watch.aclose()  # type: ignore[attr-defined]
-            assert not names(tmp_path / "bells")
-            assert not readers()
-
-    asyncio.run(main())
-
-
-def test_a_closed_store_leaves_no_name_and_no_reader(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with stores(tmp_path) as (one, other):
-            revision = await one.commit(puts=[Put(b"k", b"1")])
-            paused, waiting = other.watch(b"k", revision), other.watch(b"w", revision)
-            await anext(paused)
-            task = asyncio.create_task(anext(waiting))  # type: ignore[arg-type]
-            await asyncio.sleep(0)
-            assert len(names(tmp_path / "bells")) == 2
-            await other.close()
-            assert not names(tmp_path / "bells")
-            assert not readers()
-            with pytest.raises(Closed):
-                await task
-            with pytest.raises(Closed):
-                await anext(paused)
-
-    asyncio.run(main())
-
-
-def test_a_store_made_before_there_were_bells_gets_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ringhold.store.sqlite.watching.POLL_S", 3600.0)
-
-    async def main() -> None:
-        async with stores(tmp_path):
-            pass
-        (tmp_path / "bells").rmdir()
-        one = await open_sqlite_store(str(tmp_path), real_env(), create=False)
-        other = await open_sqlite_store(str(tmp_path), real_env(), create=False)
-        assert (tmp_path / "bells").is_dir()
-        await delivered(one, other)
-        await one.close()
-        await other.close()
-
-    asyncio.run(main())
-
-
-async def delivered(one: Store, other: Store) -> None:
-    """One commits while the other waits for it."""
-    snapshot = await other.snapshot()
-    watch = other.watch(b"k", snapshot.revision + 1)
-    await snapshot.close()
-    task = asyncio.create_task(anext(watch))  # type: ignore[arg-type]
-    await asyncio.sleep(0)
-    revision = await one.commit(puts=[Put(b"k", b"1")])
-    async with asyncio.timeout(5):
-        assert (await task).revision == revision
-    await watch.aclose()  # type: ignore[attr-defined]
-
-
-def test_without_bells_a_store_polls_and_says_so_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "ringhold")
-    # Nobody, not even root, makes files in a file.
-    (tmp_path / "bells").write_bytes(b"")
-
-    async def main() -> None:
-        async with stores(tmp_path) as (one, other):
-            await delivered(one, other)
-            await delivered(other, one)
-
-    asyncio.run(main())
-    assert [record.levelno for record in caplog.records] == [logging.INFO] * 2
-    assert all(str(tmp_path) in record.getMessage() for record in caplog.records)
-    assert (tmp_path / "bells").read_bytes() == b""
-
-
-def test_own_commits_wake_only_the_watches_they_concern(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ringhold.store.sqlite.watching.POLL_S", 3600.0)
-
-    async def main() -> None:
-        async with stores(tmp_path) as (store, _):
-            reads: list[bytes] = []
-            read = store._watches._read
-
-            def counted(prefix: bytes, from_revision: int) -> object:
-                reads.append(prefix)
-                return read(prefix, from_revision)
-
-            monkeypatch.setattr(store._watches, "_read", counted)
-            revision = await store.commit(puts=[Put(b"x", b"")])
-            watch = store.watch(b"k", revision + 1)
-            task = asyncio.create_task(anext(watch))  # type: ignore[arg-type]
-            await asyncio.sleep(0)
-            before = len(reads)
-            for number in range(100):
-                await store.commit(puts=[Put(b"x%d" % number, b"")])
-            assert len(reads) == before
-            last = await store.commit(puts=[Put(b"k", b"")])
-            async with asyncio.timeout(5):
-                assert (await task).revision == last
-            await watch.aclose()  # type: ignore[attr-defined]
-
-    asyncio.run(main())

@@ -25,6 +25,9 @@ from ringhold.store.sqlite.rows import check_log, read_meta
 from ringhold.types import Event, EventKind
 
 POLL_S = 0.020
+POLL_KEYS = 1_000
+"""Changed keys looked at by one poll: beyond them every watch looks itself."""
+
 BATCH_REVISIONS = 64
 """Revisions read at a time, so that a watch that is late does not stop the loop."""
 
@@ -43,7 +46,10 @@ class Watches:
         self._prefixes = Prefixes()
         self._connection: apsw.Connection | None = None
         self._version = -1
-        self._waiting: dict[bytes, dict[asyncio.Future[None], None]] = {}
+        # Up to this revision nothing concerns a watch that waits and was not woken; 0 when
+        # that is not known. A watch that begins to wait has read as far or further.
+        self._polled = 0
+        self._waiting: dict[bytes, dict[asyncio.Future[int], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def follow(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
@@ -60,7 +66,7 @@ class Watches:
                 if following == from_revision:
                     # Nothing runs on the loop between the read above and the registration
                     # within: what is committed after that read wakes the watch.
-                    await self._wait(announced)
+                    following = max(following, await self._wait(announced))
                 elif not found:
                     await asyncio.sleep(0)
                 from_revision = following
@@ -91,15 +97,16 @@ class Watches:
         finally:
             self._readers.give(connection)
 
-    async def _wait(self, prefix: bytes) -> None:
-        """Returns when something below `prefix` may have been committed since the log was read."""
-        future: asyncio.Future[None] = self._loop.create_future()
+    async def _wait(self, prefix: bytes) -> int:
+        """Returns when something below `prefix` may have been committed since the log was read,
+        at the revision that is returned or later."""
+        future: asyncio.Future[int] = self._loop.create_future()
         waiting = self._waiting.setdefault(prefix, {})
         waiting[future] = None
         if self._timer is None:
             self._arm()
         try:
-            await future
+            return await future
         finally:
             del waiting[future]
             if not waiting:
@@ -121,16 +128,27 @@ class Watches:
             if self._connection is None:
                 self._connection = self._readers.take()
             with self._readers.reading():
-                version: int = self._connection.execute("PRAGMA data_version").get
+                self._look(self._connection)
         except RingholdError as error:
             for waiting in self._waiting.values():
                 for future in waiting:
                     if not future.done():
                         future.set_exception(error)
+
+    def _look(self, connection: apsw.Connection) -> None:
+        """Wakes the watches that commits since the last poll concern; one read for all of them."""
+        version: int = connection.execute("PRAGMA data_version").get
+        if version == self._version:
             return
-        if version != self._version:
-            self._version = version
-            self._wake(self._waiting)
+        connection.execute("BEGIN")
+        try:
+            meta = read_meta(connection)
+            is_kept = self._polled and self._polled >= meta["compacted"]
+            keys = _keys_after(connection, self._polled) if is_kept else None
+        finally:
+            connection.execute("ROLLBACK")
+        self._wake(self._waiting if keys is None else self._prefixes.of(keys))
+        self._version, self._polled = version, meta["revision"]
 
     def committed(self, changed: Set[bytes]) -> None:
         """To be called when this process has committed, from any thread. Never waits."""
@@ -151,7 +169,7 @@ class Watches:
         for prefix in prefixes:
             for future in self._waiting.get(prefix, ()):
                 if not future.done():
-                    future.set_result(None)
+                    future.set_result(self._polled + 1)
 
     def close(self) -> None:
         """Ends all watches: each raises Closed."""
@@ -161,6 +179,14 @@ class Watches:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _keys_after(connection: apsw.Connection, revision: int) -> set[bytes] | None:
+    """The keys changed after `revision`; None when they are too many to look at."""
+    # A key whose stored type is damaged is compared as the bytes it has, not decoded as text.
+    query = "SELECT CAST(k AS BLOB) FROM log WHERE revision > ? LIMIT ?"
+    keys: list[tuple[Any, ...]] = connection.execute(query, (revision, POLL_KEYS)).fetchall()
+    return None if len(keys) == POLL_KEYS else {key for (key,) in keys}
 
 
 def _read_log(
