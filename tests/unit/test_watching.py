@@ -21,6 +21,7 @@ from bells_fixture import names, readers
 from ringhold.env import real_env
 from ringhold.errors import Closed, Compacted
 from ringhold.store.base import Put, Store
+from ringhold.store.memory import _Waiter, open_memory_store
 from ringhold.store.sqlite import SqliteStore, open_sqlite_store
 
 
@@ -284,5 +285,43 @@ def test_watches_of_many_prefixes_miss_nothing_and_repeat_nothing(
                 assert got == wanted
                 for task in tasks:
                     task.cancel()
+
+    asyncio.run(main())
+
+
+def test_watches_in_memory_are_not_woken_by_others_and_keep_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        name = "watches that keep their places"
+        store = await open_memory_store(name, real_env(), create=True, log_revisions=16)
+        first = await store.commit(puts=[Put(b"k1", b""), Put(b"k2", b"")])
+        watches = [store.watch(prefix, first + 1) for prefix in (b"k1", b"k2", b"")]
+        later = store.watch(b"k1", first + 100)
+        tasks = [asyncio.create_task(anext(watch)) for watch in (*watches, later)]  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        woken: list[bytes] = []
+        wake = _Waiter.wake
+
+        def counted(waiter: _Waiter) -> None:
+            woken.append(waiter._prefix)
+            wake(waiter)
+
+        monkeypatch.setattr(_Waiter, "wake", counted)
+        for number in range(60):
+            await store.commit(puts=[Put(b"x%d" % number, b"")])
+        assert woken == [b""]
+        assert (await tasks[2]).revision == first + 1
+        with pytest.raises(Compacted):
+            await anext(store.watch(b"k1", first + 1))
+        assert (await store.commit(puts=[Put(b"k1", b"")])) == first + 61
+        assert (await tasks[0]).revision == first + 61
+        while (last := await store.commit(deletes=[b"k1"], puts=[Put(b"k1/", b"")])) < first + 100:
+            pass
+        assert (await tasks[3]).revision == last
+        assert not tasks[1].done()
+        await store.close()
+        with pytest.raises(Closed):
+            await tasks[1]
 
     asyncio.run(main())
