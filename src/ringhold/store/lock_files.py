@@ -12,8 +12,6 @@ Guarantees:
   the parent's lock, since both share the open file description.
 - A session's file is locked before its lease is registered in the store, so a registered lease
   whose file can be locked belongs to a process that is dead.
-- A FIFO is read from before anybody can know its name, so one that nobody reads belongs to a
-  process that is dead. Nobody who writes into one waits, or is killed by SIGPIPE.
 - Directories on NFS, 9p, SMB and FUSE (virtiofs included) are refused: their locks and shared
   memory are not those of one host.
 
@@ -24,10 +22,8 @@ without exec still holds the descriptor.
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
-import stat
 import struct
 import threading
 
@@ -48,9 +44,9 @@ REFUSED_FILE_SYSTEMS = {
     0x5346414F: "AFS",
 }
 
-# Every open lock file and FIFO, for a forked child to close. The guard is held across a fork, so
-# that none is open and not yet listed, or listed and already closed.
-_open_files: dict[LockFile | Fifo, None] = {}
+# Every open lock file, for a forked child to close. The guard is held across a fork, so that
+# none is open and not yet listed, or listed and already closed.
+_open_files: dict[LockFile, None] = {}
 _guard = threading.Lock()
 
 
@@ -115,70 +111,6 @@ class LockFile:
         """Closes without unlocking: the lock is the parent's."""
         os.close(self._fd)
         self._fd = -1
-
-
-class Fifo:
-    """The reading end of a new FIFO. One thread at a time; not to be used after a fork."""
-
-    READ_BYTES = 4096
-
-    def __init__(self, path: str):
-        os.mkfifo(path, 0o600)
-        try:
-            with _guard:
-                # Open for writing as well, or the end of its last writer would look like data
-                # that can be read.
-                self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-                _open_files[self] = None
-        except BaseException:
-            remove_name(path)
-            raise
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def read(self) -> bytes:
-        """What was written since, READ_BYTES at most; never waits."""
-        try:
-            return os.read(self._fd, self.READ_BYTES)
-        except BlockingIOError:
-            return b""
-
-    def close(self) -> None:
-        """Nothing when closed already."""
-        with _guard:
-            if self in _open_files:
-                del _open_files[self]
-                self.close_inherited()
-
-    def close_inherited(self) -> None:
-        fd, self._fd = self._fd, -1
-        os.close(fd)
-
-
-def write_to_fifo(path: str, data: bytes) -> bool:
-    """Writes `data`, or nothing where the FIFO is full; False when nobody reads from it."""
-    flags = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-    with _guard:
-        try:
-            writing = os.open(path, os.O_WRONLY | flags)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return False
-            raise
-        try:
-            # With a reading end here a reader that dies meanwhile causes no SIGPIPE, which
-            # ends processes that did not choose to ignore it.
-            reading = os.open(path, os.O_RDONLY | flags)
-            try:
-                os.write(writing, data)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(reading)
-        finally:
-            os.close(writing)
-    return True
 
 
 class CommitLock:
@@ -266,38 +198,10 @@ def is_abandoned(path: str) -> bool:
 
 def remove_session_file(path: str) -> None:
     """To be called by whoever deleted the lease from the store, and nobody else."""
-    remove_name(path)
-
-
-def remove_name(path: str) -> None:
-    """Unlinks `path`; it may be gone already."""
     try:
         os.unlink(path)
     except FileNotFoundError:
         return
-
-
-def fifo_changed_s(path: str) -> float | None:
-    """When the FIFO got or lost a name, in seconds since 1970; None for other kinds of files."""
-    found = os.lstat(path)
-    return found.st_ctime if stat.S_ISFIFO(found.st_mode) else None
-
-
-def stamp(path: str) -> int | None:
-    """What `set_stamp` set; None when there is no such file."""
-    try:
-        return os.stat(path).st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def set_stamp(path: str, value: int) -> None:
-    """Gives the empty file `path`, made if missing, `value` as its modification time in ns."""
-    try:
-        os.utime(path, ns=(value, value))
-    except FileNotFoundError:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        os.utime(path, ns=(value, value))
 
 
 def make_directory(path: str) -> None:

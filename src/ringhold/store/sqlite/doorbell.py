@@ -23,15 +23,16 @@ by polling.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ringhold.core import checksum
 from ringhold.env import Env
-from ringhold.store import lock_files
+from ringhold.store import bell_files
 from ringhold.store.sqlite.opening import Opening
 
 logger = logging.getLogger("ringhold")
@@ -77,25 +78,31 @@ class Prefixes:
         return found
 
 
-@dataclass(slots=True)
+class _Bell(NamedTuple):
+    name: str
+    prefix: bytes
+    id: str
+
+
 class _Listing:
-    """What the folder held; replaced, never changed."""
+    """The bells of others as the folder held them."""
 
-    stamp: int
-    names: dict[str, tuple[bytes, str] | None]
-    """Prefix and id of each bell; None for a file that is none."""
-    bells: dict[bytes, list[str]] = field(default_factory=dict)
-    prefixes: Prefixes = field(default_factory=Prefixes)
+    def __init__(self, stamp: int, bells: Iterable[_Bell]):
+        self.stamp = stamp
+        self.is_old = False
+        self.by_name = {bell.name: bell for bell in bells}
+        self.by_prefix: dict[bytes, list[_Bell]] = {}
+        for bell in self.by_name.values():
+            self.by_prefix.setdefault(bell.prefix, []).append(bell)
+        self._prefixes = Prefixes(self.by_prefix)
 
-    def __post_init__(self) -> None:
-        for name, bell in self.names.items():
-            if bell is not None:
-                self.bells.setdefault(bell[0], []).append(name)
-        self.prefixes = Prefixes(self.bells)
-
-
-def _id_of(name: str) -> str:
-    return name[-2 * ID_BYTES :]
+    def concerned(self, changed: Set[bytes]) -> list[list[_Bell]]:
+        """The bells that changes of these keys concern: a list for each FIFO."""
+        found: dict[str, list[_Bell]] = {}
+        for prefix in self._prefixes.of(changed):
+            for bell in self.by_prefix[prefix]:
+                found.setdefault(bell.id, []).append(bell)
+        return list(found.values())
 
 
 def tag(prefix: bytes) -> int:
@@ -119,7 +126,7 @@ class Doorbell:
         self._env = env
         self._on_rung = on_rung
         self._loop = asyncio.get_running_loop()
-        self._fifo: lock_files.Fifo | None = None
+        self._fifo: bell_files.Fifo | None = None
         self._id = ""
         self._names: dict[bytes, str] = {}
         self._listing: _Listing | None = None
@@ -131,7 +138,7 @@ class Doorbell:
 
     def _make_directory(self) -> None:
         # Not made durable: a folder that a power cut takes back is made again.
-        if not os.path.isdir(self._directory):
+        with contextlib.suppress(FileExistsError):
             os.mkdir(self._directory, 0o700)
 
     def announce(self, prefix: bytes) -> None:
@@ -147,7 +154,7 @@ class Doorbell:
                 for known in prefixes:
                     self._put_up(known)
             stamp = int.from_bytes(self._env.random_bytes(8), "big") >> (64 - STAMP_BITS)
-            lock_files.set_stamp(self._stamp_path, stamp)
+            bell_files.set_stamp(self._stamp_path, stamp)
         except OSError as error:
             self._tell(error)
 
@@ -155,13 +162,13 @@ class Doorbell:
         if self._fifo is None:
             self._id = self._env.random_bytes(ID_BYTES).hex()
             nameless = self._path(self._id)
-            self._fifo = lock_files.Fifo(nameless)
+            self._fifo = bell_files.Fifo(nameless)
             self._loop.add_reader(self._fifo.fileno(), self._read)
             try:
                 os.rename(nameless, self._path(self._name(prefix)))
             except OSError:
                 self.take_down()
-                lock_files.remove_name(nameless)
+                bell_files.remove_name(nameless)
                 raise
         else:
             some_name = next(iter(self._names.values()))
@@ -197,7 +204,7 @@ class Doorbell:
 
     def _remove(self, name: str) -> None:
         try:
-            lock_files.remove_name(self._path(name))
+            bell_files.remove_name(self._path(name))
         except OSError as error:
             self._tell(error)
 
@@ -217,50 +224,51 @@ class Doorbell:
             return
         if listing is None:
             return
-        calls: dict[str, tuple[list[str], bytearray]] = {}
-        for prefix in listing.prefixes.of(changed):
-            for name in listing.bells[prefix]:
-                names, tags = calls.setdefault(_id_of(name), ([], bytearray()))
-                names.append(name)
-                tags.append(tag(prefix))
-        for names, tags in calls.values():
+        for bells in listing.concerned(changed):
             try:
-                self._ring_one(listing, names, bytes(tags))
+                if not self._is_rung(listing, bells):
+                    listing.is_old = True
+                    self._remove_dead(bells[0].id)
             except OSError as error:
                 self._tell(error)
 
-    def _ring_one(self, listing: _Listing, names: list[str], tags: bytes) -> None:
-        for name in names:
+    def _is_rung(self, listing: _Listing, bells: list[_Bell]) -> bool:
+        """Rings the FIFO of `bells`; False when nobody reads it."""
+        tags = bytes(tag(bell.prefix) for bell in bells)
+        for bell in bells:
             try:
-                is_read = lock_files.write_to_fifo(self._path(name), tags)
+                return bell_files.write_to_fifo(self._path(bell.name), tags)
             except FileNotFoundError:
-                self._listing = None
-                continue  # Its watch ended; the FIFO may go on under another name.
-            if not is_read:
-                self._listing = None
-                for other in listing.names:
-                    if _id_of(other) == _id_of(name):
-                        self._remove(other)
-            return
+                # Its watch ended; others of the same FIFO may go on.
+                listing.is_old = True
+        return True
+
+    def _remove_dead(self, dead: str) -> None:
+        for name in os.listdir(self._directory):
+            bell = self._bell(name)
+            if bell is not None and bell.id == dead:
+                self._remove(name)
 
     def _current_listing(self) -> _Listing | None:
-        stamp = lock_files.stamp(self._stamp_path)
+        stamp = bell_files.stamp(self._stamp_path)
         listing = self._listing
-        if stamp is None or (listing is not None and listing.stamp == stamp):
+        if stamp is None:
+            return None
+        if listing is not None and listing.stamp == stamp and not listing.is_old:
             return listing
-        known = {} if listing is None else listing.names
-        names = os.listdir(self._directory)
+        known = {} if listing is None else listing.by_name
         # Read after the stamp: a name that is missed here comes with a new one.
-        found = {name: known.get(name) or self._bell(name) for name in names}
-        self._listing = listing = _Listing(stamp, found)
+        bells = (known.get(name) or self._bell(name) for name in os.listdir(self._directory))
+        self._listing = listing = _Listing(stamp, filter(None, bells))
         return listing
 
-    def _bell(self, name: str) -> tuple[bytes, str] | None:
+    def _bell(self, name: str) -> _Bell | None:
+        """The bell of this name, if it is one, and another's."""
         parts = _NAME.fullmatch(name)
         if parts is None or parts[2] == self._id:
             return None
         try:
-            changed_s = lock_files.fifo_changed_s(self._path(name))
+            changed_s = bell_files.fifo_changed_s(self._path(name))
         except FileNotFoundError:
             return None
         if changed_s is None:
@@ -269,7 +277,7 @@ class Doorbell:
             if self._env.clock.wall() > changed_s + NAMELESS_S:
                 self._remove(name)
             return None
-        return bytes.fromhex(parts[1]), parts[2]
+        return _Bell(name, bytes.fromhex(parts[1]), parts[2])
 
     def _tell(self, error: OSError) -> None:
         if not self._told:
