@@ -227,7 +227,6 @@ class Doorbell:
         for bells in listing.concerned(changed):
             try:
                 if not self._is_rung(listing, bells):
-                    listing.is_old = True
                     self._remove_dead(bells[0].id)
             except OSError as error:
                 self._tell(error)
