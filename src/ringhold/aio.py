@@ -13,7 +13,7 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from ringhold.assembly.administration import Administration, ClusterStatus
 from ringhold.assembly.creation import create_store, exists, make_cluster, open_existing
@@ -23,7 +23,6 @@ from ringhold.bridge import Bridge, Life
 from ringhold.env import Env, finish, real_env
 from ringhold.errors import Conflict
 from ringhold.files.core import FileCore
-from ringhold.files.filesystem import RingholdFileSystem
 from ringhold.locks.grant import Grant
 from ringhold.locks.handles import AsyncLock as Lock
 from ringhold.locks.handles import AsyncLocks as Locks
@@ -37,6 +36,9 @@ from ringhold.store.kv import KeyValue
 from ringhold.transactions.manager import AsyncTransactions as Transactions
 from ringhold.transactions.transaction import Transaction, TransactionKeyValue
 from ringhold.types import NodeSpec
+
+if TYPE_CHECKING:
+    from ringhold.files.filesystem import RingholdFileSystem
 
 __all__ = [
     "Cluster",
@@ -103,6 +105,9 @@ class Cluster:
         self, transaction: Transaction | None = None, *, asynchronous: bool = True
     ) -> RingholdFileSystem:
         """A file system of this cluster, bound to `transaction` if given."""
+        # fsspec costs a program that only locks as much time to load as all of Ringhold.
+        from ringhold.files.filesystem import RingholdFileSystem
+
         return RingholdFileSystem(
             cluster=self.url,
             core=self.file_core,

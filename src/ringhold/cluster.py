@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ringhold import aio
 from ringhold.assembly.administration import ClusterStatus
@@ -21,12 +21,14 @@ from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
 from ringhold.env import real_env
 from ringhold.files.core import FileCore
-from ringhold.files.filesystem import RingholdFileSystem, set_cluster_opener
 from ringhold.locks.handles import Lock, Locks
 from ringhold.store.kv_blocking import BlockingKeyValue
 from ringhold.transactions.blocking import Transaction, Transactions
 from ringhold.transactions.transaction import Transaction as AsyncTransaction
 from ringhold.types import NodeSpec
+
+if TYPE_CHECKING:
+    from ringhold.files.filesystem import RingholdFileSystem
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -203,7 +205,8 @@ def shared_cluster(url: str) -> Cluster:
         return found
 
 
-def _opened_by_url(url: str) -> tuple[FileCore, Bridge]:
+def opened_by_url(url: str) -> tuple[FileCore, Bridge]:
+    """What a file system made from `url` works on."""
     cluster = shared_cluster(url)
     return cluster._cluster.file_core, cluster._bridge
 
@@ -214,5 +217,4 @@ def _after_fork() -> None:
     _shared.clear()
 
 
-set_cluster_opener(_opened_by_url)
 os.register_at_fork(after_in_child=_after_fork)

@@ -28,23 +28,15 @@ from ringhold.store.view import View
 from ringhold.types import decode_name
 
 T = TypeVar("T")
-ClusterOpener = Callable[[str], tuple[FileCore, Bridge]]
 
 FILES_AT_ONCE = 16
 """How many files put, get and the like move at once; each may have several chunks in memory."""
 
-_opener: list[ClusterOpener] = []
-
-
-def set_cluster_opener(opener: ClusterOpener) -> None:
-    """Tells how a cluster is reached by its URL: one per URL and process, never created."""
-    _opener[:] = [opener]
-
 
 def _open_cluster(url: str) -> tuple[FileCore, Bridge]:
-    if not _opener:
-        importlib.import_module("ringhold.cluster")
-    return _opener[0](url)
+    # A floor above this one, there once it is needed.
+    opened: tuple[FileCore, Bridge] = importlib.import_module("ringhold.cluster").opened_by_url(url)
+    return opened
 
 
 def _settled(url: str | os.PathLike[str] | None) -> str:
@@ -54,7 +46,6 @@ def _settled(url: str | os.PathLike[str] | None) -> str:
         raise InvalidInput(
             'which cluster? Give storage_options={"cluster": URL} or set RINGHOLD_CLUSTER'
         )
-    # A floor above this one; as for the opener, it is there once it is needed.
     location = importlib.import_module("ringhold.assembly.location").parse_url(url)
     settled: str = location.url
     return settled
