@@ -23,6 +23,8 @@ import pytest
 
 import ringhold
 
+pytestmark = pytest.mark.timeout(60)
+
 WRAPPER = [sys.executable, "-m", "ringhold.cli", "lock"]
 LOST = 124
 SOON_S = 20.0
@@ -114,13 +116,13 @@ def test_a_command_that_cannot_be_run_is_told_as_shells_do(run: Run, tmp_path: P
         ["-w", "5", "args"],
         ["args", "-w", "5", "--"],
         ["-qw5", "args"],
-        ["--timeout=5", "args", "-s"][:2],
+        ["--timeout=5", "args"],
     ],
 )
 def test_options_of_the_command_are_its_own(run: Run, before: list[str]) -> None:
     # -c is an option of ours too, and so is -n.
-    told = run(*before, "sh", "-c", 'echo "$@"', "-", "-n", "--", "--json", "-c", "x")
-    assert told.stdout == b"-n -- --json -c x\n"
+    told = run(*before, "sh", "-c", 'printf "%s " "$@"', "-", "-n", "--", "--json", "-c", "x")
+    assert told.stdout == b"-n -- --json -c x "
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,8 @@ def test_a_signal_goes_to_the_command_whose_end_is_awaited(
         line(wrapper)
         wrapper.send_signal(number)
         assert wrapper.wait(SOON_S) == 128 + number
-    assert cluster.lock("signal").try_acquire()
+    with cluster.lock("signal", timeout=0):
+        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -380,7 +383,8 @@ def test_a_command_still_waiting_dies_with_a_killed_wrapper(
         (forked,) = Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children").read_text().split()
         wrapper.kill()
         until(lambda: not alive(int(forked)), "it waits for ever")
-    assert cluster.lock("early", timeout=SOON_S).acquire()
+    with cluster.lock("early", timeout=SOON_S):
+        pass
     assert not (tmp_path / "ran").exists()
 
 
@@ -391,8 +395,8 @@ def test_a_daemon_keeps_neither_the_lock_nor_files_of_ours(
     daemon = int(run("daemon", "--session-ttl", "60", "--", "sh", "-c", script).stdout)
     try:
         until(lambda: Path(f"/proc/{daemon}/comm").read_text() == "sleep\n", "it never began")
-        grant = cluster.lock("daemon", timeout=SOON_S).acquire()
-        assert grant is not None
+        with cluster.lock("daemon", timeout=SOON_S):
+            pass
         descriptors = [os.readlink(path) for path in Path(f"/proc/{daemon}/fd").iterdir()]
         assert descriptors == ["/dev/null"] * 3
     finally:
@@ -401,6 +405,8 @@ def test_a_daemon_keeps_neither_the_lock_nor_files_of_ours(
 
 def test_descriptors_of_the_caller_reach_the_command(run: Run, tmp_path: Path) -> None:
     with open(tmp_path / "inherited", "wb") as file:
-        command = [*WRAPPER, "fd", "sh", "-c", f"echo hello >&{file.fileno()}"]
+        # sh knows descriptors of one digit only.
+        write = f"import os; os.write({file.fileno()}, b'hello')"
+        command = [*WRAPPER, "fd", sys.executable, "-c", write]
         assert subprocess.run(command, pass_fds=[file.fileno()]).returncode == 0
-    assert (tmp_path / "inherited").read_bytes() == b"hello\n"
+    assert (tmp_path / "inherited").read_bytes() == b"hello"
