@@ -258,10 +258,15 @@ def test_a_signal_ends_the_waiting(
     assert not (tmp_path / "ran").exists()
 
 
-def test_ignored_signals_stay_ignored(run: Run) -> None:
-    script = "trap '' HUP; exec \"$@\""
-    command = ["sh", "-c", script, "-", *WRAPPER, "nohup", "sh", "-c", LIVES]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as wrapper:
+def test_ignored_signals_stay_ignored(cluster: ringhold.Cluster, run: Run) -> None:
+    command = ["sh", "-c", "trap '' HUP; exec \"$@\"", "-", *WRAPPER, "nohup", "sh", "-c", LIVES]
+    with (
+        cluster.lock("nohup") as grant,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as wrapper,
+    ):
+        until(lambda: bool(cluster.locks.waiters("nohup")), "it never waited")
+        wrapper.send_signal(signal.SIGHUP)
+        grant.release()
         pid = int(line(wrapper))
         wrapper.send_signal(signal.SIGHUP)
         os.kill(pid, signal.SIGHUP)
@@ -269,11 +274,23 @@ def test_ignored_signals_stay_ignored(run: Run) -> None:
         assert wrapper.wait(SOON_S) == 128 + signal.SIGTERM
 
 
-def test_on_a_terminal_the_command_reads_it_and_ctrl_c_is_its_own(run: Run) -> None:
-    script = f'read word; echo "read $word"; {TRAPS}'
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(WRAPPER[0], [*WRAPPER, "tty", "sh", "-c", script])
+def test_on_a_terminal_the_command_reads_it_and_ctrl_c_is_its_own(run: Run, tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    # sh would count two that come at once as one.
+    script = (
+        "import os, signal, sys, time\n"
+        "print('read', input())\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('got', flush=True))\n"
+        "print('ready', flush=True)\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.02)\n"
+        "sys.exit(5)\n"
+    )
+    take = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [*WRAPPER, "tty", sys.executable, "-c", script, str(end)]
+    terminal, theirs = pty.openpty()
     seen = b""
 
     def see(text: bytes) -> None:
@@ -281,20 +298,31 @@ def test_on_a_terminal_the_command_reads_it_and_ctrl_c_is_its_own(run: Run) -> N
         while text not in seen:
             seen += os.read(terminal, 4096)
 
-    try:
-        os.write(terminal, b"hello\n")
-        see(b"read hello")
-        see(b"ready")
-        os.write(terminal, b"\x03")
-        see(b"got")
-        _, status = os.waitpid(pid, 0)
-        pid = 0
-        assert os.waitstatus_to_exitcode(status) == 5
-    finally:
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        os.close(terminal)
+    with open(terminal, "wb", buffering=0), open(theirs, "wb", buffering=0) as their_end:
+        wrapper = subprocess.Popen(
+            [sys.executable, "-c", take, *command],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        their_end.close()
+        try:
+            os.write(terminal, b"hello\n")
+            see(b"read hello")
+            see(b"ready")
+            os.write(terminal, b"\x03")
+            see(b"got")
+            # Time for a second one to come, if what the terminal sent to both were passed on.
+            time.sleep(0.3)
+            end.touch()
+            assert wrapper.wait(SOON_S) == 5
+            with pytest.raises(OSError, match="Input/output error"):
+                see(b"\0")
+            assert seen.count(b"got") == 1
+        finally:
+            wrapper.kill()
+            wrapper.wait()
 
 
 # -- loss -------------------------------------------------------------------------------------
@@ -303,8 +331,8 @@ def test_on_a_terminal_the_command_reads_it_and_ctrl_c_is_its_own(run: Run) -> N
 def test_a_lost_lock_stops_the_command_and_what_it_started(
     cluster: ringhold.Cluster, run: Run
 ) -> None:
-    # A command that makes light of being stopped: it ends with 0.
-    script = 'trap "exit 0" TERM; sleep 60 & echo $!; wait'
+    # A command that makes light of being stopped, it ends with 0, and a deaf child of it.
+    script = "(trap '' TERM; exec sleep 60) & trap 'exit 0' TERM; echo $!; wait"
     with started("lost", "--", "sh", "-c", script) as wrapper:
         child = int(line(wrapper))
         assert alive(child)

@@ -91,7 +91,7 @@ class Command:
         self._started = False
         # Ignored by our caller it would take the exit code away from us.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._shares_group = os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
+        self._shares_group = _in_foreground()
         parent = os.getpid()
         go, self._go = os.pipe()
         self._pid = os.fork()
@@ -159,6 +159,14 @@ class Command:
         except PermissionError as error:
             # It runs with other privileges (sudo): the lock is kept, if it can be, to its end.
             print(f"ringhold: signal {number} for the command: {error.strerror}", file=sys.stderr)
+
+
+def _in_foreground() -> bool:
+    """Whether standard input is our terminal, and we may read from it."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def _become(argv: list[str], name: str, go: int, parent: int) -> NoReturn:
