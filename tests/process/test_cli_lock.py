@@ -117,6 +117,10 @@ def test_a_command_that_cannot_be_run_is_told_as_shells_do(run: Run, tmp_path: P
         ["args", "-w", "5", "--"],
         ["-qw5", "args"],
         ["--timeout=5", "args"],
+        ["-w", "5", "--", "-args"],
+        ["-q", "--", "-args", "--"],
+        ["-", "--"],
+        ["-"],
     ],
 )
 def test_options_of_the_command_are_its_own(run: Run, before: list[str]) -> None:

@@ -141,10 +141,13 @@ def split_arguments(
     while index < len(arguments):
         argument = arguments[index]
         if argument == "--":
-            return list(arguments[:index]), list(arguments[index + 1 :])
+            # Before a NAME that looks like an option it stays.
+            own = index if words else index + 2
+            rest = list(arguments[own:])
+            return list(arguments[:own]), rest[1:] if rest[:1] == ["--"] else rest
         if argument.startswith("--"):
             index += argument in with_value
-        elif argument.startswith("-"):
+        elif argument.startswith("-") and argument != "-":
             # As in -nE5: flags, and at most one option whose value is the rest or comes next.
             valued = [at for at, letter in enumerate(argument) if f"-{letter}" in with_value]
             index += bool(valued) and valued[0] == len(argument) - 1
