@@ -11,16 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import ringhold
 from ringhold.cli.command import SIGNALLED, Command, Inbox, Interrupted
 from ringhold.cli.exits import exit_code
 from ringhold.errors import LockLost, RingholdError
-
-if TYPE_CHECKING:
-    from ringhold.cluster import Cluster
-    from ringhold.locks.handles import Grant
 
 LOST = 124
 """Exit code when the lock was lost, as timeout(1) has it for a command that it ended."""
@@ -178,7 +173,7 @@ def _say(text: object) -> None:
 
 
 @contextmanager
-def _opened(url: str, session_ttl: float) -> Iterator[Cluster]:
+def _opened(url: str, session_ttl: float) -> Iterator[ringhold.Cluster]:
     """An open cluster. What fails at its end is told, but the command's outcome stands: what it
     held passes on when this process ends."""
     cluster = ringhold.open(url, create=False, session_ttl=session_ttl)
@@ -191,7 +186,7 @@ def _opened(url: str, session_ttl: float) -> Iterator[Cluster]:
             _say(f"closing {url}: {error}")
 
 
-def _run(grant: Grant, command: Command, inbox: Inbox, kill_after: float) -> int:
+def _run(grant: ringhold.Grant, command: Command, inbox: Inbox, kill_after: float) -> int:
     """The command's exit code, or LOST."""
     lost = f"lock {grant.name!r} (token {grant.token}) was lost; stopping its command"
     grant.on_lost(lambda _: inbox.notify())
