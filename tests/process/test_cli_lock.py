@@ -363,11 +363,15 @@ def test_a_loss_seen_only_at_the_end_is_told_too(
 ) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    with started("late", "--", "sh", "-c", f"echo ready; read word <{fifo}; exit 0") as wrapper:
+    script = f"echo ready; read word <{fifo}; exit 0"
+    # Open for reading too: writing then never waits for the command, which may be gone already.
+    with (
+        started("late", "--", "sh", "-c", script) as wrapper,
+        open(os.open(fifo, os.O_RDWR), "wb", buffering=0) as end,
+    ):
         line(wrapper)
         assert cluster.locks.break_("late")
-        with open(fifo, "w") as end:
-            end.write("end\n")
+        end.write(b"end\n")
         assert wrapper.wait(SOON_S) == LOST
 
 
