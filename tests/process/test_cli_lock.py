@@ -366,13 +366,17 @@ def test_a_loss_seen_only_at_the_end_is_told_too(
     script = f"echo ready; read word <{fifo}; exit 0"
     # Open for reading too: writing then never waits for the command, which may be gone already.
     with (
-        started("late", "--", "sh", "-c", script) as wrapper,
+        started("late", "--session-ttl", "1", "--", "sh", "-c", script) as wrapper,
         open(os.open(fifo, os.O_RDWR), "wb", buffering=0) as end,
     ):
         line(wrapper)
-        assert cluster.locks.break_("late")
-        end.write(b"end\n")
-        assert wrapper.wait(SOON_S) == LOST
+        cluster.kv.put("between", b"")
+        wrapper.send_signal(signal.SIGSTOP)
+        with cluster.lock("late", timeout=SOON_S):
+            # The command ends while nobody looks after it.
+            end.write(b"end\n")
+            wrapper.send_signal(signal.SIGCONT)
+            assert wrapper.wait(SOON_S) == LOST
 
 
 def test_a_wrapper_stopped_for_too_long_loses_the_lock(cluster: ringhold.Cluster, run: Run) -> None:
