@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ringhold import aio
 from ringhold.assembly.administration import ClusterStatus
@@ -24,7 +24,6 @@ from ringhold.assembly.location import parse_url
 from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
 from ringhold.env import real_env
-from ringhold.files.filesystem import RingholdFileSystem, set_cluster_opener
 from ringhold.home import Home
 from ringhold.locks.election import Election
 from ringhold.locks.fence import Fence
@@ -35,6 +34,9 @@ from ringhold.store.kv_blocking import BlockingKeyValue
 from ringhold.transactions.blocking import Transaction, Transactions
 from ringhold.transactions.transaction import Transaction as AsyncTransaction
 from ringhold.types import NodeSpec
+
+if TYPE_CHECKING:
+    from ringhold.files.filesystem import RingholdFileSystem
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -288,7 +290,8 @@ def shared_cluster(url: str) -> Cluster:
         return found
 
 
-def _opened_by_url(url: str) -> Home[aio.Cluster]:
+def opened_by_url(url: str) -> Home[aio.Cluster]:
+    """Where a file system made from `url` finds its cluster."""
     return shared_cluster(url)._home
 
 
@@ -297,5 +300,4 @@ def _after_fork() -> None:
     _sharing = threading.Lock()
 
 
-set_cluster_opener(_opened_by_url)
 os.register_at_fork(after_in_child=_after_fork)
