@@ -509,6 +509,38 @@ def test_a_child_outlives_its_parent_and_has_children(tmp_path: Path) -> None:
     )
 
 
+def test_a_system_that_refuses_the_child_a_library_of_its_own_is_told_of(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        from ringhold.store.sqlite import library
+
+        cluster = ringhold.create(url)
+        cluster.kv["a"] = b"1"
+
+        def refuse(path):
+            raise PermissionError(1, "not permitted", path)
+
+        def child():
+            load, library.copy_in_memory = library.copy_in_memory, refuse
+            try:
+                cluster.kv["a"]
+            except ringhold.StoreUnavailable as error:
+                assert "spawn" in str(error)
+                assert isinstance(error.__cause__, PermissionError)
+            else:
+                raise AssertionError("used the parent's")
+            library.copy_in_memory = load
+            assert cluster.kv["a"] == b"1"
+            cluster.close()
+
+        joined(fork(child))
+        cluster.close()
+        print("done")
+        """,
+    )
+
+
 def test_first_use_by_several_threads_opens_one(tmp_path: Path) -> None:
     run(
         tmp_path,
