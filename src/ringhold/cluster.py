@@ -196,10 +196,8 @@ class Cluster:
         What takes longer than `timeout` seconds is left to the session's lease. Closing twice
         does nothing. A forked child closes what it opened itself, never what its parent did.
         """
-        if self._home.opened_here:
+        if not self._home.renounce():
             self._bridge.run(self._cluster.close(timeout))
-        else:
-            self._home.last.life.close()
 
     def __enter__(self) -> Self:
         return self
