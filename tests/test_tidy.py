@@ -32,11 +32,11 @@ def run(*argv: str) -> None:
 
 
 def test_ruff_finds_nothing() -> None:
-    run("ruff", "check", "src", "tests", "benchmarks")
+    run("ruff", "check", "src", "tests", "benchmarks", "examples")
 
 
 def test_formatting_is_ruffs() -> None:
-    run("ruff", "format", "--check", "src", "tests", "benchmarks")
+    run("ruff", "format", "--check", "src", "tests", "benchmarks", "examples")
 
 
 def test_types_are_strict() -> None:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from ringhold.assembly.administration import Administration, ClusterStatus
 from ringhold.assembly.creation import create_store, exists, make_cluster, open_existing
@@ -24,7 +24,6 @@ from ringhold.bridge import Bridge, Life
 from ringhold.env import Env, finish, real_env
 from ringhold.errors import Conflict
 from ringhold.files.core import FileCore
-from ringhold.files.filesystem import RingholdFileSystem
 from ringhold.home import Home
 from ringhold.locks.arguments import check_timeout
 from ringhold.locks.election import AsyncElection as Election
@@ -46,6 +45,9 @@ from ringhold.store.kv import KeyValue
 from ringhold.transactions.manager import AsyncTransactions as Transactions
 from ringhold.transactions.transaction import Transaction, TransactionKeyValue
 from ringhold.types import NodeSpec
+
+if TYPE_CHECKING:
+    from ringhold.files.filesystem import RingholdFileSystem
 
 __all__ = [
     "Cluster",
@@ -100,7 +102,9 @@ class Cluster:
         self.file_core = FileCore(store, env, session, self._pool, self.slots, record)
         self.kv = KeyValue(store, env, check)
         self.locks = Locks(self._lock_service)
-        self.transactions = Transactions(store, env, check, self.file_core, self.file_system)
+        self.transactions = Transactions(
+            store, env, check, self.file_core, self.file_system, self._lock_service.holds
+        )
 
     def __repr__(self) -> str:
         return f"<Cluster {self.url!r}{' closed' if self._life.closed else ''}>"
@@ -127,6 +131,9 @@ class Cluster:
 
         home: where it finds the cluster in forked children, if it shall.
         """
+        # fsspec costs a program that only locks as much time to load as all of Ringhold.
+        from ringhold.files.filesystem import RingholdFileSystem
+
         return RingholdFileSystem(
             cluster=self.url,
             home=self._home if home is None else home,

@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ringhold import aio
 from ringhold.assembly.administration import ClusterStatus
@@ -24,7 +24,6 @@ from ringhold.assembly.location import parse_url
 from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
 from ringhold.env import real_env
-from ringhold.files.filesystem import RingholdFileSystem, set_cluster_opener
 from ringhold.home import Home
 from ringhold.locks.election import Election
 from ringhold.locks.fence import Fence
@@ -36,6 +35,9 @@ from ringhold.transactions.blocking import Transaction, Transactions
 from ringhold.transactions.transaction import Transaction as AsyncTransaction
 from ringhold.types import NodeSpec
 
+if TYPE_CHECKING:
+    from ringhold.files.filesystem import RingholdFileSystem
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -44,33 +46,33 @@ class Cluster:
     """An open cluster. Made by `ringhold.open` and `ringhold.create`."""
 
     def __init__(self, home: Home[aio.Cluster]):
-        self.home = home
+        self._home = home
         self._fs: RingholdFileSystem | None = None
         self.kv = BlockingKeyValue(home)
         self.locks = Locks(home)
         self.transactions = Transactions(home, self._bound_file_system)
 
     def __repr__(self) -> str:
-        return repr(self.home.last)
+        return repr(self._home.last)
 
     @property
     def _cluster(self) -> aio.Cluster:
-        return self.home.cluster()
+        return self._home.cluster()
 
     @property
     def _bridge(self) -> Bridge:
-        return self.home.bridge()
+        return self._home.bridge()
 
     @property
     def url(self) -> str:
         """Where the cluster lies."""
-        return self.home.last.url
+        return self._home.last.url
 
     @property
     def fs(self) -> RingholdFileSystem:
         """The files: an fsspec file system."""
         if self._fs is None:
-            self._fs = self._cluster.file_system(asynchronous=False, home=self.home)
+            self._fs = self._cluster.file_system(asynchronous=False, home=self._home)
         return self._fs
 
     def _bound_file_system(self, transaction: AsyncTransaction) -> Any:
@@ -104,7 +106,7 @@ class Cluster:
                 reentrant=reentrant,
             )
 
-        return Lock(self.home, make)
+        return Lock(self._home, make)
 
     def lock_many(
         self,
@@ -194,10 +196,8 @@ class Cluster:
         What takes longer than `timeout` seconds is left to the session's lease. Closing twice
         does nothing. A forked child closes what it opened itself, never what its parent did.
         """
-        if self.home.opened_here:
+        if not self._home.renounce():
             self._bridge.run(self._cluster.close(timeout))
-        else:
-            self.home.last.life.close()
 
     def __enter__(self) -> Self:
         return self
@@ -226,10 +226,8 @@ def open(
     >>> with ringhold.open("data/") as cluster:  # doctest: +SKIP
     ...     cluster.kv["greeting"] = b"hello"
     """
-    return _entered(
-        aio.open_cluster(url, create=create, session_ttl=session_ttl),
-        lambda url: aio.open_cluster(url, create=False, session_ttl=session_ttl),
-    )
+    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl)
+    return _entered(opening, session_ttl=session_ttl)
 
 
 def create(
@@ -255,23 +253,18 @@ def create(
         chunk_size=chunk_size,
         session_ttl=session_ttl,
     )
-    return _entered(
-        creating, lambda url: aio.open_cluster(url, create=False, session_ttl=session_ttl)
-    )
+    return _entered(creating, session_ttl=session_ttl)
 
 
-def _entered(
-    opening: Coroutine[Any, Any, aio.Cluster],
-    again: Callable[[str], Coroutine[Any, Any, aio.Cluster]],
-) -> Cluster:
-    """The cluster that `opening` opens; `again` is how a forked child opens it, by its URL."""
+def _entered(opening: Coroutine[Any, Any, aio.Cluster], **options: Any) -> Cluster:
+    """The cluster that `opening` opens; a forked child opens it with the same `options`."""
     bridge = process_bridge()
     cluster = bridge.run(opening, undo=_close)
     url = cluster.url
     if parse_url(url).directory is None:
         why = "what is in memory cannot be opened from another process"
         return Cluster(Home(cluster, bridge, None, why))
-    return Cluster(Home(cluster, bridge, lambda: again(url)))
+    return Cluster(Home(cluster, bridge, lambda: aio.open_cluster(url, create=False, **options)))
 
 
 async def _close(cluster: aio.Cluster) -> None:
@@ -290,13 +283,14 @@ def shared_cluster(url: str) -> Cluster:
     key = parse_url(url).url
     with _sharing:
         found = _shared.get(key)
-        if found is None or found.home.last.life.closed:
+        if found is None or found._home.last.life.closed:
             found = _shared[key] = open(url, create=False)
         return found
 
 
-def _opened_by_url(url: str) -> Home[aio.Cluster]:
-    return shared_cluster(url).home
+def opened_by_url(url: str) -> Home[aio.Cluster]:
+    """Where a file system made from `url` finds its cluster."""
+    return shared_cluster(url)._home
 
 
 def _after_fork() -> None:
@@ -304,5 +298,4 @@ def _after_fork() -> None:
     _sharing = threading.Lock()
 
 
-set_cluster_opener(_opened_by_url)
 os.register_at_fork(after_in_child=_after_fork)

@@ -3,7 +3,8 @@
 Every class that touches the machine takes an `Env`; production uses `real_env()`, a simulation
 brings its own. Nothing outside this module reads a clock, draws randomness or touches a disk;
 the files of the embedded store, which only SQLite and the lock calls of the kernel may touch,
-have a module of their own (`ringhold.store.lock_files`).
+have a module of their own (`ringhold.store.lock_files`), and so have those by which its
+processes wake one another (`ringhold.store.bell_files`).
 
 Cancellation: an operation once submitted to a thread cannot be taken back. `finish` therefore
 waits for it and only then raises CancelledError, so that a caller's buffers and descriptors are

@@ -33,7 +33,6 @@ class Openable(Protocol):
     def close(self) -> Awaitable[None]: ...
 
 
-C = TypeVar("C", bound=Openable)
 C_co = TypeVar("C_co", bound=Openable, covariant=True)
 
 _opening = threading.Lock()
@@ -84,6 +83,14 @@ class Home(Generic[C_co]):
         """Whether it was opened in this process; opens nothing."""
         return self._generation == forks.generation
 
+    def renounce(self) -> bool:
+        """In a forked child that did not open the cluster: it never will. Whether that is so."""
+        with _opening:
+            if self.opened_here:
+                return False
+            self._cluster.life.close()
+            return True
+
     @property
     def last(self) -> C_co:
         """The cluster, or in a forked child the parent's until it is opened; opens nothing."""
@@ -91,7 +98,7 @@ class Home(Generic[C_co]):
 
     def _enter(self) -> None:
         with _opening:
-            if self._generation == forks.generation:
+            if self.opened_here:
                 return
             life = self._cluster.life
             life.check_open()

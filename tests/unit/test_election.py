@@ -177,7 +177,7 @@ def test_giving_up_at_any_point_leaves_nothing_behind(run: Any, contended: bool)
             slots = SlotService(store, b.env, b.session)  # type: ignore[arg-type]
             mine = AsyncElection(slots, "x")
             store.victim = asyncio.create_task(mine.campaign())
-            while contended and not (store.victim.done() or await leader.candidates()):
+            while contended and not (store.victim.done() or await leader.candidates()):  # noqa: ASYNC110
                 await asyncio.sleep(0)
             if contended:
                 await leader.resign()

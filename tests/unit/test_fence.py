@@ -19,7 +19,8 @@ import pytest
 
 import ringhold
 from ringhold.errors import Closed, InvalidInput, StaleToken
-from ringhold.store.keyspace import FENCE
+from ringhold.store.base import Put
+from ringhold.store.keyspace import fence_key
 
 _names = itertools.count()
 TOKEN_END = 1 << 63
@@ -36,16 +37,23 @@ def cluster(url: str) -> Iterator[ringhold.Cluster]:
         yield made
 
 
-def stale(fence: ringhold.Fence, token: int) -> bool:
-    """Whether the fence refuses `token`; the error must then say why."""
-    before = fence.last()
+def refusal(fence: ringhold.Fence, token: int) -> StaleToken | None:
     try:
         fence.admit(token)
     except StaleToken as error:
-        assert (error.name, error.token, error.admitted) == (fence.name, token, before)
-        assert fence.last() == before
-        return True
-    return False
+        return error
+    return None
+
+
+def stale(fence: ringhold.Fence, token: int) -> bool:
+    """Whether the fence refuses `token`; the error must then say why."""
+    before = fence.last()
+    error = refusal(fence, token)
+    if error is None:
+        return False
+    assert (error.name, error.token, error.admitted) == (fence.name, token, before)
+    assert fence.last() == before
+    return True
 
 
 def test_the_rule_against_a_model(cluster: ringhold.Cluster) -> None:
@@ -144,12 +152,11 @@ def test_many_at_once_end_at_the_highest(cluster: ringhold.Cluster) -> None:
     def admit(mine: list[int]) -> None:
         ready.wait(10)
         for token in mine:
-            try:
-                cluster.fence("x").admit(token)
-            except StaleToken as error:
-                assert error.admitted > token
-            else:
+            error = refusal(cluster.fence("x"), token)
+            if error is None:
                 admitted.append(token)
+            else:
+                assert error.admitted > token
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(admit, tokens[n::4]) for n in range(4)]:
@@ -239,34 +246,43 @@ def test_transactions_of_one_holder_do_not_disturb_each_other(cluster: ringhold.
     assert {"k0", "k1"} == {key for key, _ in cluster.kv.range("k")}
 
 
-def test_a_fence_raised_between_reading_and_committing_is_read_again(url: str) -> None:
-    """Straight before the commit another token is admitted: first a lower one, then a higher."""
+class Striking:
+    """Passes calls on to a store; the fence of the lock x is set to `token` before a commit."""
 
+    def __init__(self, store: Any, token: int):
+        self._store = store
+        self._token = token
+        self.struck = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit(self, **options: Any) -> int:
+        if not self.struck:
+            self.struck = True
+            value = self._token.to_bytes(8, "big")
+            await self._store.commit(puts=[Put(fence_key(b"ux"), value)])
+        revision: int = await self._store.commit(**options)
+        return revision
+
+
+def test_a_fence_raised_between_reading_and_committing_is_read_again(url: str) -> None:
     async def main() -> None:
         async with ringhold.aio.create(url) as cluster, cluster.lock("x") as grant:
-            for other, goes in ((grant.token - 2, True), (grant.token + 2, False)):
+
+            async def guarded(admitted_meanwhile: int) -> None:
                 tx = await cluster.begin()
                 tx.guard("x", grant.token)
-                struck = []
-                store = tx._store
-                commit = store.commit
-
-                async def striking(commit=commit, other=other, struck=struck, **options: Any) -> Any:
-                    if not struck:
-                        struck.append(True)
-                        key = FENCE + b"ux"
-                        await commit(puts=[ringhold.store.base.Put(key, other.to_bytes(8, "big"))])
-                    return await commit(**options)
-
-                store.commit = striking  # type: ignore[method-assign]
+                store = Striking(tx._store, admitted_meanwhile)
+                tx._store = store  # type: ignore[assignment]
                 try:
-                    if goes:
-                        await tx.commit()
-                    else:
-                        with pytest.raises(StaleToken):
-                            await tx.commit()
+                    await tx.commit()
                 finally:
-                    store.commit = commit  # type: ignore[method-assign]
-                assert struck
+                    assert store.struck
+
+            await guarded(grant.token - 2)
+            with pytest.raises(StaleToken) as caught:
+                await guarded(grant.token + 2)
+            assert caught.value.admitted == grant.token + 2
 
     asyncio.run(main())

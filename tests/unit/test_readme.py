@@ -32,11 +32,14 @@ def test_an_example_prints_what_it_says(index: int, tmp_path: Path) -> None:
     assert finished.stdout == BLOCKS[index + 1][1]
 
 
-def test_the_commands_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["ringhold init", "ringhold lock"])
+def test_the_commands_run(tmp_path: Path, first: str) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "file").write_bytes(bytes(10_000))
-    commands = next(text for _, text in BLOCKS if text.startswith("ringhold init"))
-    for line in commands.splitlines():
+    commands = next(text for _, text in BLOCKS if text.startswith(first)).splitlines()
+    if first != "ringhold init":
+        commands.insert(0, "ringhold init data")
+    for line in commands:
         _, *arguments = shlex.split(line)
         finished = subprocess.run(
             [sys.executable, "-m", "ringhold.cli", *arguments],

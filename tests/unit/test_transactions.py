@@ -357,12 +357,16 @@ class NoFiles:
         pass
 
 
+async def held(name: bytes, token: int) -> bool:
+    return True
+
+
 def with_store(test: Callable[[Unreliable, AsyncTransactions], Awaitable[None]]) -> None:
     async def main() -> None:
         env = real_env()
         store = Unreliable(await open_memory_store(f"t{next(_names)}", env, create=True))
         await store.commit(puts=[Put(CLUSTER, b"")])
-        transactions = AsyncTransactions(store, env, lambda: None, NoFiles(), lambda tx: None)  # type: ignore[arg-type]
+        transactions = AsyncTransactions(store, env, lambda: None, NoFiles(), lambda tx: None, held)  # type: ignore[arg-type]
         await test(store, transactions)
         await transactions.close()
         await store.close()

@@ -1,106 +1,20 @@
-"""The command line: ``ringhold demo | init | node | status | fs …``."""
+"""The command line: ``ringhold demo | init | node | status | lock | fs …``.
+
+``ringhold lock`` is called from shell scripts, often for a command that takes no time: it starts
+without what only the others need.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-import ringhold
-from ringhold.cli import demo, files, node
-from ringhold.cli.output import (
-    ClusterOption,
-    JsonOption,
-    console,
-    human_bytes,
-    print_json,
-    print_table,
-    reported_errors,
-)
-from ringhold.types import NodeSpec
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Placement, locks, transactions and files that survive failing machines.",
-)
-app.add_typer(files.app, name="fs")
-app.command("demo")(demo.demo)
-app.command("node")(node.node)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.print(ringhold.__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-def _node_spec(text: str) -> NodeSpec:
-    """NAME, NAME=DIRECTORY or NAME=HOST:PORT, each with an optional @ZONE."""
-    text, _, zone = text.partition("@")
-    name, _, place = text.partition("=")
-    host, _, port = place.rpartition(":")
-    if host and port.isdigit():
-        return NodeSpec(name, address=place, zone=zone or None)
-    return NodeSpec(name, path=place or None, zone=zone or None)
-
-
-@app.command()
-def init(
-    cluster: Annotated[str, typer.Argument(help="URL or directory of the new cluster.")],
-    nodes: Annotated[int, typer.Option(help="How many nodes, as directories inside.")] = 1,
-    node_specs: Annotated[
-        list[str] | None,
-        typer.Option("--node", help="NAME, NAME=DIRECTORY or NAME=HOST:PORT, with @ZONE; repeat."),
-    ] = None,
-    replicas: Annotated[int, typer.Option(help="Copies of every chunk.")] = 1,
-    zone: Annotated[
-        list[str] | None, typer.Option(help="Zones dealt out to --nodes in turn; repeat.")
-    ] = None,
-    chunk_size: Annotated[int, typer.Option(help="Bytes; a power of two.")] = 8 << 20,
-    as_json: JsonOption = False,
-) -> None:
-    """Create a cluster."""
-    specs = [_node_spec(text) for text in node_specs] if node_specs else nodes
-    with (
-        reported_errors(),
-        ringhold.create(
-            cluster, nodes=specs, replicas=replicas, zones=zone, chunk_size=chunk_size
-        ) as created,
-    ):
-        status = created.status()
-    if as_json:
-        print_json(status)
-    else:
-        console.print(f"created {cluster}: {len(status.nodes)} nodes, {replicas} copies")
-
-
-@app.command()
-def status(cluster: ClusterOption, as_json: JsonOption = False) -> None:
-    """Show a cluster and its nodes."""
-    with reported_errors(), ringhold.open(cluster, create=False) as opened:
-        found = opened.status()
-    if as_json:
-        print_json(found)
-        return
-    chunk = human_bytes(found.chunk_size)
-    console.print(f"{cluster}: {found.replicas} copies of every chunk of {chunk}")
-    rows = [
-        (n.name, n.zone or "", n.address or n.path or "", "up" if n.up else "DOWN", n.partitions)
-        for n in found.nodes
-    ]
-    print_table(("node", "zone", "place", "state", "partitions"), rows)
+import sys
 
 
 def main() -> None:
-    app()
+    if sys.argv[1:2] == ["lock"]:
+        from ringhold.cli.lock import main as lock
+
+        sys.exit(lock(sys.argv[2:]))
+    else:
+        from ringhold.cli.app import app
+
+        app()

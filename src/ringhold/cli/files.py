@@ -12,17 +12,15 @@ from typing import Annotated, Any
 import typer
 
 import ringhold
+from ringhold.cli.exits import ExitCode
 from ringhold.cli.output import (
     ClusterOption,
-    ExitCode,
     JsonOption,
-    console,
     human_bytes,
     print_json,
-    print_table,
-    progress_bar,
     reported_errors,
 )
+from ringhold.cli.terminal import console, print_table, progress_bar
 
 app = typer.Typer(no_args_is_help=True, help="Work with the files of a cluster.")
 

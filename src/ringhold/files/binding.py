@@ -37,23 +37,14 @@ class FilesOwner(Openable, Protocol):
     file_core: FileCore
 
 
-ClusterOpener = Callable[[str], Home[FilesOwner]]
-
 FILES_AT_ONCE = 16
 """How many files put, get and the like move at once; each may have several chunks in memory."""
 
-_opener: list[ClusterOpener] = []
-
-
-def set_cluster_opener(opener: ClusterOpener) -> None:
-    """Tells how a cluster is reached by its URL: one per URL and process, never created."""
-    _opener[:] = [opener]
-
 
 def _open_cluster(url: str) -> Home[FilesOwner]:
-    if not _opener:
-        importlib.import_module("ringhold.cluster")
-    return _opener[0](url)
+    # A floor above this one, there once it is needed.
+    opened: Home[FilesOwner] = importlib.import_module("ringhold.cluster").opened_by_url(url)
+    return opened
 
 
 def _settled(url: str | os.PathLike[str] | None) -> str:
@@ -63,7 +54,6 @@ def _settled(url: str | os.PathLike[str] | None) -> str:
         raise InvalidInput(
             'which cluster? Give storage_options={"cluster": URL} or set RINGHOLD_CLUSTER'
         )
-    # A floor above this one; as for the opener, it is there once it is needed.
     location = importlib.import_module("ringhold.assembly.location").parse_url(url)
     settled: str = location.url
     return settled

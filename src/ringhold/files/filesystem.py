@@ -27,7 +27,7 @@ from fsspec.utils import other_paths, stringify_path  # type: ignore[import-unty
 from ringhold.core import checksum
 from ringhold.errors import InvalidInput
 from ringhold.files import transfer
-from ringhold.files.binding import ClusterFileSystem, set_cluster_opener
+from ringhold.files.binding import ClusterFileSystem
 from ringhold.files.fsck import FsckReport
 from ringhold.files.gc import GcReport
 from ringhold.files.locking import AsyncFileLock, FileLock
@@ -41,8 +41,6 @@ from ringhold.files.tree import Status
 from ringhold.files.writefile import AsyncWriteFile, CompressedFile, TextFile, WriteFile
 from ringhold.store.paging import in_pieces
 from ringhold.types import decode_name
-
-__all__ = ["RingholdFileSystem", "set_cluster_opener"]
 
 TEXT_OPTIONS = ("encoding", "errors", "newline")
 

@@ -52,6 +52,7 @@ T = TypeVar("T")
 
 RAW_RECORDS = (
     keyspace.CLUSTER, keyspace.NODE, keyspace.SESSION, keyspace.KEY_VALUE, keyspace.LOCK,
+    keyspace.MAILBOX, keyspace.FENCE, keyspace.SEMAPHORE, keyspace.ELECTION, keyspace.FILE_LOCK,
     keyspace.NEXT_INODE, keyspace.DIRECTORY_TIME,
 )  # fmt: skip
 """Read for their checksums alone."""

@@ -14,7 +14,8 @@ from typing import Any
 from ringhold.errors import DeadlockError, LockTimeout, NotOwned
 from ringhold.home import Home
 from ringhold.locks.arguments import check_timeout
-from ringhold.locks.held import Entered, leave_held
+from ringhold.locks.held import Entered, leave_block, leave_held
+from ringhold.locks.semaphore import released
 from ringhold.locks.slot_grants import BlockingSlotGrant, SlotGrant, SlotService
 from ringhold.locks.slots import Slots
 from ringhold.owner import current_owner, thread_owner
@@ -114,7 +115,10 @@ class AsyncFileLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await leave_held(self._entered.pop(current_owner()), error)
+        caller = current_owner()
+        grant = self._entered.last(caller)
+        self._entered.discard(caller, grant)
+        await leave_held(grant, error)
 
 
 class FileLock:
@@ -139,7 +143,7 @@ class FileLock:
             grant = await self._lock.acquire(blocking, timeout)
             return None if grant is None else self._wrapped(grant)
 
-        return self._bridge.run(acquire(), undo=_released)
+        return self._bridge.run(acquire(), undo=released)
 
     def _wrapped(self, grant: SlotGrant) -> BlockingSlotGrant:
         return BlockingSlotGrant(grant, self._bridge, self._lock.service.calls)
@@ -169,7 +173,7 @@ class FileLock:
             return got[0]
 
         try:
-            grant = self._bridge.run(enter(), undo=_released)
+            grant = self._bridge.run(enter(), undo=released)
             self._entered.push(thread_owner(), grant)
             return grant
         except BaseException:
@@ -186,10 +190,4 @@ class FileLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._entered.pop(thread_owner()).leave(error)
-
-
-async def _released(grant: BlockingSlotGrant | None) -> None:
-    """Undoes an acquisition that was interrupted."""
-    if grant is not None:
-        await grant.held.release()
+        leave_block(self._entered, thread_owner(), error)

@@ -132,7 +132,7 @@ def loss_behind(conflict: Conflict) -> RingholdError | None:
     compare = conflict.compare
     if not isinstance(compare, Born):
         return None
-    if compare.key.startswith(keyspace.LOCK):
+    if compare.key.startswith(keyspace.FILE_LOCK):
         return LockLost("a file lock was lost before the transaction's end: nothing was changed")
     if compare.key.startswith(keyspace.SESSION):
         session = compare.key[len(keyspace.SESSION) :]

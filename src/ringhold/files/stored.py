@@ -47,6 +47,10 @@ def describe_key(key: bytes) -> str:
             return f"key {decode_name(rest)!r}"
         case keyspace.SESSION if rest:
             return f"session {rest.hex()}"
+        case keyspace.FENCE if rest:
+            return f"the fence of lock {decode_name(rest[1:])!r}"
+        case keyspace.FILE_LOCK if len(rest) >= 10:
+            return f"the lock on inode {int.from_bytes(rest[2:10], 'big')}"
         case keyspace.GARBAGE if len(rest) > 8:
             return f"deleted file data {rest[8:].hex()}"
         case keyspace.REPAIR if len(rest) > 1:

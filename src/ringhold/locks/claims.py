@@ -41,7 +41,7 @@ from ringhold.store.base import Born, Compare, Empty, NoneBornAfter, Put, Store
 from ringhold.store.repeat import commit_sure
 from ringhold.types import Mode
 
-TICK_S = 0.05
+TICK_S = 0.04
 """How often a waiting session looks for holders that died and letters that were lost."""
 
 REMIND_S = 1.0
@@ -140,7 +140,8 @@ class Claims:
                 await self._take(lock, wanted[0], [Empty(lock.keys.prefix, lock.keys.end)])
                 return
             except Conflict:
-                lock.wanted = None  # Somebody is there: see who.
+                lock.wanted = None  # Somebody is there, if he lives: see who.
+                await self._expire_others()
         ended_ns = reminded_ns = 0
         while True:
             lock.wake.clear()
@@ -328,17 +329,20 @@ class Claims:
         await self._store.expire_leases()
 
     async def tick(self, lock: CachedLock) -> None:
-        """Waits for news of the lock; ends what died meanwhile. SessionExpired."""
+        """Waits for news of the lock, then ends the leases of who died. SessionExpired."""
         self._state.check()
-        now_ns = self._now()
-        if now_ns - self._expired_ns > TICK_S * 1e9:
-            self._expired_ns = now_ns
-            await self._store.expire_leases()
         timer = asyncio.get_running_loop().call_later(TICK_S, lock.wake.set)
         try:
             await lock.wake.wait()
         finally:
             timer.cancel()
+        await self._expire_others()
+
+    async def _expire_others(self) -> None:
+        now_ns = self._now()
+        if now_ns - self._expired_ns > TICK_S * 0.5e9:
+            self._expired_ns = now_ns
+            await self._store.expire_leases()
 
     # More of it
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ringhold.env import forks
-from ringhold.errors import LockLost, NotOwned
+from ringhold.errors import LockLost, NotOwned, RingholdError
 from ringhold.locks.keys import EXCLUSIVE, SHARED, TOKEN_STEP
 from ringhold.store.base import Born
 from ringhold.types import Mode, TableGrant
@@ -317,7 +317,15 @@ class Grant(AnyGrant):
         service = self._service
         if service.closed or service.generation != forks.generation:
             service.check_open()
-        self.give_back()
+        try:
+            self.give_back()
+        except RingholdError:
+            raise
+        except BaseException:
+            # An interrupt: the lock is given back all the same.
+            if not self._released:
+                self.give_back()
+            raise
 
     def upgrade(self, timeout: float | None = -1) -> int:
         """From shared to exclusive; the new token. LockTimeout and DeadlockError (somebody else
@@ -338,4 +346,10 @@ class Grant(AnyGrant):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.leave(error)
+        try:
+            self.leave(error)
+        except RingholdError:
+            raise
+        except BaseException:
+            self.leave(error)  # An interrupt: the lock is given back all the same.
+            raise

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ringhold.bridge import Bridge
 from ringhold.env import forks
-from ringhold.errors import LockLost, LockTimeout, NotOwned
+from ringhold.errors import LockLost, LockTimeout, NotOwned, RingholdError
 from ringhold.home import Home, Openable
 from ringhold.locks.arguments import (
     check_delay,
@@ -311,11 +311,21 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        owner = self._owner
-        key = (self._terms.raw, thread_owner() if owner is None else owner)
-        grant = self._service.held.get(key)
-        if grant is not None:
-            grant.leave(error)
+        grant: AnyGrant | None = None
+        try:
+            owner = self._owner
+            key = (self._terms.raw, thread_owner() if owner is None else owner)
+            grant = self._service.held.get(key)
+            if grant is not None:
+                grant.leave(error)
+        except RingholdError:
+            raise
+        except BaseException:
+            # An interrupt: the lock is given back all the same.
+            grant = grant or self._last()
+            if grant is not None:
+                grant.leave(error)
+            raise
 
 
 async def _undo(grant: AnyGrant) -> None:

@@ -13,11 +13,11 @@ import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-from ringhold.bridge import Bridge
+from ringhold.bridge import INTERRUPTS_MAX, Bridge
 from ringhold.env import Env, finish
-from ringhold.errors import LockLost, NotOwned
+from ringhold.errors import LockLost, NotOwned, RingholdError
 from ringhold.locks.session import SessionState
 
 logger = logging.getLogger("ringhold")
@@ -212,6 +212,21 @@ class HeldBlocking:
         self.leave(error)
 
 
+def uninterrupted(action: Callable[[], object]) -> None:
+    """Runs `action`, which may be begun again, to its end; an interrupt is raised after that."""
+    interrupted: BaseException | None = None
+    for _ in range(INTERRUPTS_MAX):
+        try:
+            action()
+            break
+        except RingholdError:
+            raise
+        except BaseException as interrupt:
+            interrupted = interrupt
+    if interrupted is not None:
+        raise interrupted
+
+
 T = TypeVar("T")
 
 
@@ -224,17 +239,37 @@ class Entered(Generic[T]):
     def push(self, owner: int, item: T) -> None:
         self._stacks.setdefault(owner, []).append(item)
 
-    def pop(self, owner: int) -> T:
+    def last(self, owner: int) -> T:
         """NotOwned when `owner` is in no block."""
         stack = self._stacks.get(owner)
         if stack is None:
             raise NotOwned("the block was entered by another thread or task")
-        item = stack.pop()
-        if not stack:
-            del self._stacks[owner]
-        return item
+        return stack[-1]
 
     def discard(self, owner: int, item: T) -> None:
-        """Removes `item` if it is there, after an interrupt."""
-        if any(item is entered for entered in self._stacks.get(owner, ())):
-            self.pop(owner)
+        """Removes `item` if it is there."""
+        left = [entered for entered in self._stacks.get(owner, ()) if entered is not item]
+        if left:
+            self._stacks[owner] = left
+        else:
+            self._stacks.pop(owner, None)
+
+
+class Leavable(Protocol):
+    def leave(self, error: BaseException | None) -> None: ...
+
+
+AnyLeavable = TypeVar("AnyLeavable", bound=Leavable)
+
+
+def leave_block(entered: Entered[AnyLeavable], owner: int, error: BaseException | None) -> None:
+    """Ends the block that `owner` entered last, also when the thread is interrupted meanwhile."""
+    item = entered.last(owner)
+
+    def leave() -> None:
+        try:
+            item.leave(error)
+        finally:
+            entered.discard(owner, item)
+
+    uninterrupted(leave)

@@ -20,11 +20,8 @@ from ringhold.errors import InvalidInput, LockLost, LockTimeout, NotOwned, Ringh
 from ringhold.locks.arguments import check_timeout, user_name
 from ringhold.locks.grant import AsyncGrant, Grant
 from ringhold.locks.handles import AsyncLock, Lock
-from ringhold.locks.held import Entered
+from ringhold.locks.held import Entered, leave_block, uninterrupted
 from ringhold.owner import current_owner, thread_owner
-
-INTERRUPTS_MAX = 8
-"""How often a release that must be done is begun again after an interrupt came in between."""
 
 AnyGrant = TypeVar("AnyGrant", AsyncGrant, Grant)
 Names = Iterable[str | bytes]
@@ -91,19 +88,9 @@ class _Grants(Sequence[AnyGrant], Generic[AnyGrant]):
         for grant in self._grants:
             grant.check()
 
-    @contextlib.contextmanager
-    def _releasing(self) -> Iterator[None]:
-        """NotOwned the second time; a release that failed may be repeated."""
+    def _check_unreleased(self) -> None:
         if self._released:
             raise NotOwned("these locks were released already", name=self._grants[0].name)
-        self._released = True
-        try:
-            yield
-        except LockLost:
-            raise
-        except BaseException:
-            self._released = False
-            raise
 
 
 def _raise_first(failures: Sequence[BaseException]) -> None:
@@ -129,8 +116,13 @@ class AsyncGrants(_Grants[AsyncGrant]):
 
         Those that were released one by one before are left out.
         """
-        with self._releasing():
+        self._check_unreleased()
+        try:
             await _release_async(self._grants)
+        except LockLost:
+            self._released = True
+            raise
+        self._released = True
 
     async def leave(self, error: BaseException | None) -> None:
         """Ends a ``with`` block that they were held for."""
@@ -242,7 +234,10 @@ class AsyncLockMany:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._entered.pop(current_owner()).leave(error)
+        owner = current_owner()
+        grants = self._entered.last(owner)
+        self._entered.discard(owner, grants)
+        await grants.leave(error)
 
 
 def _wait_s(default_s: float | None, blocking: bool, timeout: float | None) -> float | None:
@@ -261,8 +256,13 @@ class Grants(_Grants[Grant]):
 
         Those that were released one by one before are left out.
         """
-        with self._releasing():
+        self._check_unreleased()
+        try:
             _release_blocking(self._grants)
+        except LockLost:
+            self._released = True
+            raise
+        self._released = True
 
     def leave(self, error: BaseException | None) -> None:
         """Ends a ``with`` block that they were held for."""
@@ -288,25 +288,18 @@ class Grants(_Grants[Grant]):
 
 
 def _release_blocking(grants: Iterable[Grant]) -> None:
-    """Releases all of `grants` however often the thread is interrupted meanwhile."""
-    pending = list(grants)
     failures: list[RingholdError] = []
-    interrupted: BaseException | None = None
-    for _ in range(INTERRUPTS_MAX):
-        try:
-            while pending:
-                try:
-                    # NotOwned: released by itself, or before the interrupt of the last round.
-                    with contextlib.suppress(NotOwned):
-                        pending[-1].release()
-                except RingholdError as failure:
-                    failures.append(failure)
-                pending.pop()
-            break
-        except BaseException as interrupt:
-            interrupted = interrupt
-    if interrupted is not None:
-        raise interrupted
+
+    def release_all() -> None:
+        for grant in grants:
+            try:
+                # NotOwned: released by itself, or before an interrupt began this again.
+                with contextlib.suppress(NotOwned):
+                    grant.release()
+            except RingholdError as failure:
+                failures.append(failure)
+
+    uninterrupted(release_all)
     _raise_first(failures)
 
 
@@ -407,4 +400,4 @@ class LockMany:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._entered.pop(thread_owner()).leave(error)
+        leave_block(self._entered, thread_owner(), error)

@@ -12,7 +12,7 @@ from types import TracebackType
 from ringhold.bridge import Bridge
 from ringhold.errors import InvalidInput, LockTimeout, NotOwned
 from ringhold.locks.arguments import check_owner, check_timeout, user_name
-from ringhold.locks.held import Entered, leave_held
+from ringhold.locks.held import Entered, leave_block, leave_held
 from ringhold.locks.records import LockParty
 from ringhold.locks.slot_grants import BlockingSlotGrant, SlotGrant, SlotService
 from ringhold.locks.slots import LIMIT_MAX, Slots
@@ -107,7 +107,10 @@ class AsyncSemaphore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await leave_held(self._entered.pop(self._caller()), error)
+        caller = self._caller()
+        grant = self._entered.last(caller)
+        self._entered.discard(caller, grant)
+        await leave_held(grant, error)
 
 
 class Semaphore:
@@ -195,7 +198,7 @@ class Semaphore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._entered.pop(self._caller()).leave(error)
+        leave_block(self._entered, self._caller(), error)
 
 
 async def released(grant: BlockingSlotGrant | None) -> None:

@@ -50,7 +50,7 @@ from ringhold.locks.session import Session
 from ringhold.owner import told_owner
 from ringhold.store.base import Born, Put, Store
 from ringhold.store.repeat import commit_sure
-from ringhold.types import Mode
+from ringhold.types import Mode, decode_name
 
 logger = logging.getLogger("ringhold")
 
@@ -274,7 +274,7 @@ class LockService:
         await locks.ended()
 
     def _on_broken(self, lock: CachedLock) -> None:
-        logger.warning("a lock was taken from this session: %r", lock.name)
+        logger.warning("lock %r was taken from its session", decode_name(lock.name[1:]))
         self._mark_lost(lambda grant: grant.of(lock))
 
     def _mark_lost(self, concerned: Callable[[AnyGrant], bool]) -> None:
@@ -344,6 +344,17 @@ class LockService:
             use = uses[holding.session]
             found += [_keeper(holding)] if use is None else use.holders
         return found
+
+    async def holds(self, raw: bytes, token: int) -> bool:
+        """Whether somebody holds the lock under `token`, in any process; a session that does not
+        answer is taken to hold it under all its tokens."""
+        locks = self._current
+        if locks is not None and any(
+            party.token == token for party in self._use_of(locks, raw).holders
+        ):
+            return True
+        parties = await self.holders(raw)
+        return any(party.token == token or not party.owner for party in parties)
 
     async def waiters(self, raw: bytes) -> list[LockParty]:
         """Who waits for the lock, in any process, in the order in which they will get it."""

@@ -124,7 +124,7 @@ class _Memory:
             del self._nonces[next(iter(self._nonces))]
         self.trim()
         for waiter in self.waiters:
-            waiter.wake()
+            waiter.tell(self._log[-1])
 
     def _put(self, put: Put) -> Event:
         before = self.versions.newest(put.key)
@@ -187,11 +187,24 @@ class _Memory:
 
 
 class _Waiter:
-    """A watch that waits; woken from whichever thread commits."""
+    """A watch that waits for a change below `prefix`; told from whichever thread commits."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: bytes) -> None:
+        self._prefix = prefix
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
+        self.waits = False
+        self.following = 0
+        """The revision to read on from: while the watch waits, nothing before it concerns it."""
+
+    def tell(self, changes: Changes) -> None:
+        if not self.waits or changes.revision < self.following:
+            return
+        if any(event.key.startswith(self._prefix) for event in changes.events):
+            self.waits = False
+            self.wake()
+        else:
+            self.following = changes.revision + 1
 
     def wake(self) -> None:
         try:
@@ -340,7 +353,7 @@ class MemoryStore:
         return self._watch(prefix, max(1, from_revision))
 
     async def _watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
-        waiter = _Waiter()
+        waiter = _Waiter(prefix)
         self._watches[waiter] = None
         try:
             while True:
@@ -348,6 +361,7 @@ class MemoryStore:
                 with self._memory.lock:
                     self._memory.waiters[waiter] = None
                     following, found = self._memory.changes(from_revision, prefix)
+                    waiter.following, waiter.waits = following, following == from_revision
                 for changes in found:
                     yield changes
                     self.check_open()
@@ -355,7 +369,7 @@ class MemoryStore:
                     await waiter.wait()
                 elif not found:
                     await asyncio.sleep(0)
-                from_revision = following
+                from_revision = waiter.following
         finally:
             self._watches.pop(waiter, None)
             with self._memory.lock:

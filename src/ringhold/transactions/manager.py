@@ -16,7 +16,13 @@ from ringhold.env import Env
 from ringhold.errors import Conflict, InvalidInput, TransactionAborted
 from ringhold.store.base import Absent, Store
 from ringhold.store.keyspace import CLUSTER
-from ringhold.transactions.transaction import ID_BYTES, SharedView, Transaction, TransactionStatus
+from ringhold.transactions.transaction import (
+    ID_BYTES,
+    Holds,
+    SharedView,
+    Transaction,
+    TransactionStatus,
+)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -72,12 +78,14 @@ class AsyncTransactions:
         check_open: Callable[[], None],
         files: SharedView,
         file_system: Callable[[Transaction], Any],
+        holds: Holds,
     ):
         self._store = store
         self._env = env
         self._check_open = check_open
         self._files = files
         self._file_system = file_system
+        self._holds = holds
         self._active: dict[str, Transaction] = {}
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
@@ -91,6 +99,7 @@ class AsyncTransactions:
             self._check_open,
             self._files,
             self._file_system,
+            self._holds,
             self._active,
         )
 

@@ -65,6 +65,10 @@ class LockLabel:
     token: int
 
 
+Holds = Callable[[bytes, int], Awaitable[bool]]
+"""Whether a lock, by its name in the store, is held under a token, in any process."""
+
+
 class SharedView(Protocol):
     """What a transaction's end means to the files written in its view: `FileCore`."""
 
@@ -86,6 +90,7 @@ class Transaction:
         check_open: Callable[[], None],
         files: SharedView,
         file_system: Callable[[Transaction], Any],
+        holds: Holds,
         active: dict[str, Transaction],
     ):
         self._store = store
@@ -94,6 +99,7 @@ class Transaction:
         self._check_open = check_open
         self._files = files
         self._make_file_system = file_system
+        self._holds = holds
         self._active = active
         self._nonce = env.random_bytes(ID_BYTES)
         self._snapshot: Snapshot | None = None
@@ -183,7 +189,8 @@ class Transaction:
                 label = LockLabel(decode_name(name[1:]), token)
                 await admit(now, name, token)
                 key = await holder_key(snapshot, name, token)
-                if key is None:
+                # The session that has the lock may keep it after its holder's release.
+                if key is None or not await self._holds(name, token):
                     raise self._unguarded(label)
                 compare = Born(key, revision_of(token))
                 now.require(compare)

@@ -10,15 +10,9 @@ from typing import Annotated
 import typer
 
 from ringhold.cli.demo.steps import STEPS, Demo, StepFailed, Stopwatch, standard_library
-from ringhold.cli.output import (
-    ExitCode,
-    JsonOption,
-    console,
-    errors,
-    print_json,
-    print_table,
-    progress_bar,
-)
+from ringhold.cli.exits import ExitCode
+from ringhold.cli.output import JsonOption, print_json
+from ringhold.cli.terminal import console, errors, print_table, progress_bar
 from ringhold.errors import RingholdError
 
 

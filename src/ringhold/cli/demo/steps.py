@@ -17,7 +17,8 @@ from typing import Any
 import ringhold
 from ringhold.cli.demo.processes import Nodes, Process
 from ringhold.cli.demo.workers import ACCOUNTS, OPENING_BALANCE, account
-from ringhold.cli.output import TransferProgress, human_bytes
+from ringhold.cli.output import human_bytes
+from ringhold.cli.terminal import TransferProgress
 from ringhold.env import real_env
 
 CHUNK_HEADER_BYTES = 4096

@@ -104,10 +104,11 @@ Outcome = int | RingholdError
 
 @dataclass(slots=True)
 class Applied:
-    """The outcomes of a batch in its order, and the leases that ended with it."""
+    """The outcomes of a batch in its order, the leases that ended with it, the changed keys."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     ended: list[bytes] = field(default_factory=list)
+    changed: set[bytes] = field(default_factory=set)
 
 
 def apply(
@@ -249,6 +250,7 @@ class _Transaction:
                 place = len(events)
                 events.append((revision, place, key, log_sum(revision, place, key, None), None))
         self._connection.executemany(_INSERT_LOG, events)
+        self.applied.changed.update(event[2] for event in events)
 
     def _is_live(self, lease: bytes) -> bool:
         return bool(self._execute("SELECT 1 FROM lease WHERE id = ?", (lease,)).get)

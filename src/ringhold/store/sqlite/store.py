@@ -3,6 +3,7 @@
     store/store.db (-wal, -shm)   the database; opened by nothing but SQLite
     locks/commit, locks/turnstile the commit lock
     locks/sessions/<lease hex>    one locked file for every lease of a live process
+    bells/                        the doorbells of watches (see `doorbell`)
 
 Guarantees what `base.Store` does. In addition the lease of a process that is dead ends at the
 next `expire_leases`, whatever its TTL.
@@ -155,7 +156,7 @@ class SqliteStore:
         # Locked until the lease ends, even beyond `close`: a lease is left to expire.
         self._sessions: dict[bytes, LockFile] = {}
         self._readers = Readers(self._opening, env)
-        self._watches = Watches(self._readers)
+        self._watches = Watches(self._readers, os.path.join(directory, "bells"))
         self._writer = Writer(
             self._opening.path,
             CommitLock(_locks(directory)),
@@ -163,7 +164,7 @@ class SqliteStore:
             self._boot_id,
             log_revisions=log_revisions,
             on_ended=functools.partial(_remove_sessions, self._sessions_directory, self._sessions),
-            on_committed=self._watches.wake,
+            on_committed=self._watches.committed,
         )
         self._abandon = weakref.finalize(self, _abandon, self._writer, self._opening)
 

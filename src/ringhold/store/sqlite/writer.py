@@ -28,7 +28,7 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import apsw
@@ -123,7 +123,7 @@ class Writer:
         *,
         log_revisions: int,
         on_ended: Callable[[Sequence[bytes]], None],
-        on_committed: Callable[[], None],
+        on_committed: Callable[[Set[bytes]], None],
     ):
         self._path = path
         self._lock = lock
@@ -205,7 +205,6 @@ class Writer:
     def _answer_all(self, batch: Sequence[_Queued], outcomes: Sequence[Outcome]) -> None:
         for queued, outcome in zip(batch, outcomes, strict=True):
             self._answer(queued, outcome)
-        self._on_committed()
 
     async def close(self) -> None:
         """Waits for what is queued, then stops the thread; safe to be called again."""
@@ -334,6 +333,7 @@ class Writer:
             self._refuse(batch, StoreUnavailable, error)
         else:
             self._end_sessions(applied.ended)
+            self._on_committed(applied.changed)
             self._call_loop(self._answer_all, batch, applied.outcomes)
 
     def _end_sessions(self, leases: Sequence[bytes]) -> None:
