@@ -305,6 +305,28 @@ def test_a_broken_lock_is_lost(run: Any, contended: bool) -> None:
     run(test)
 
 
+def test_breaking_what_nobody_holds_takes_nothing_from_the_session_that_keeps_it(
+    run: Any,
+) -> None:
+    async def test(world: World) -> None:
+        a, b = await world.two()
+        first = await a.acquire()
+        await first.release()
+        for party in (a, b):
+            assert await party.locks.break_(NAME) is False
+        grant = await a.acquire()
+        await asyncio.sleep(0.05)
+        grant.check()
+        assert grant.token >> 21 == first.token >> 21
+        assert await a.locks.break_(NAME)
+        # Of this very session: known at once.
+        with pytest.raises(LockLost):
+            await grant.release()
+        await world.assert_free()
+
+    run(test)
+
+
 def test_who_waits_in_a_session_whose_lock_was_broken_waits_on(run: Any) -> None:
     async def test(world: World) -> None:
         a, b = await world.two()

@@ -323,6 +323,18 @@ class SessionLocks:
             lock.look = True
             self.poke(lock)
 
+    async def broken(self, name: bytes) -> None:
+        """Until what this session held of a lock that was just broken is known to be lost."""
+        lock = self.locks.get(name)
+        if lock is None:
+            return
+        self.look(name)
+        since = lock.since
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_S):
+                while not lock.dead and lock.mode is not None and lock.since == since:
+                    await asyncio.sleep(0.001)
+
     def poke(self, lock: CachedLock) -> None:
         """Has whoever works on the lock look again."""
         lock.wake.set()

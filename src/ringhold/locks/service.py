@@ -417,16 +417,18 @@ class LockService:
     async def break_(self, raw: bytes) -> bool:
         """Takes the lock from whoever holds it; whether somebody did.
 
-        The holders' commits fail from now on; they learn of it by a letter.
+        The holders' commits fail from now on. Those of this session know it when this returns,
+        others learn of it by a letter. A lock that is merely kept stays where it is.
         """
-        held = bool(await self.holders(raw))
+        if not await self.holders(raw):
+            return False
         keys = LockKeys.of(raw)
         while True:
             state = await read_lock(self._store, keys)
-            if not state.holders:
-                return held
-            if await self._break(keys, state.holders):
-                return held
+            if not state.holders or await self._break(keys, state.holders):
+                if self._current is not None:
+                    await self._current.broken(raw)
+                return True
             await self._store.expire_leases()
 
     async def _break(self, keys: LockKeys, holders: Sequence[Holding]) -> bool:
