@@ -64,7 +64,7 @@ class Meddler:
     def __init__(self, store: Store):
         self._store = store
         self.commits = 0
-        self.at_call: Callable[[str, bool], None] | None = None
+        self.at_call: Callable[[str, bool], Awaitable[None] | None] | None = None
         self.deaf = False
         """Whether letters get lost: nothing below a mailbox is told by a watch."""
 
@@ -74,15 +74,18 @@ class Meddler:
             return attribute
 
         async def call(*args: Any, **options: Any) -> Any:
-            if self.at_call is not None:
-                self.at_call(name, False)
+            await self._meddle(name, False)
             result = await attribute(*args, **options)
             self.commits += name == "commit"
-            if self.at_call is not None:
-                self.at_call(name, True)
+            await self._meddle(name, True)
             return result
 
         return call
+
+    async def _meddle(self, name: str, after: bool) -> None:
+        meddling = None if self.at_call is None else self.at_call(name, after)
+        if meddling is not None:
+            await meddling
 
     async def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
         async for changes in self._store.watch(prefix, from_revision):

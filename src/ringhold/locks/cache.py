@@ -151,6 +151,8 @@ class SessionLocks:
         """
         if key in self._threads:
             raise DeadlockError("it is awaited by this very owner")
+        if timeout_s == 0 and not self._in_the_way(lock, mode):
+            return False
         now = self._env.clock.monotonic_ns
         end_ns = None if timeout_s is None else now() + int(timeout_s * 1e9)
         waiter = self._threads[key] = _ThreadWaiter()
@@ -218,7 +220,7 @@ class SessionLocks:
                 await self._renew(lock)
                 continue
             granted = bool(self.table.try_acquire(*key, mode))
-            if not granted and not patient and lock.mode in (mode, EXCLUSIVE):
+            if not granted and not patient and self._in_the_way(lock, mode):
                 raise LockTimeout("the lock is held or awaited")
             if not granted and not self.table.request(*key, mode):
                 await self._wait(lock, _Waiter(self._new_future(), mode, patient, False), key)
@@ -229,6 +231,16 @@ class SessionLocks:
                 self.release(*key)
             elif found.delay_s >= delay_s or await self._set_delay(found, key, delay_s):
                 return found
+
+    def _in_the_way(self, lock: CachedLock, mode: Mode) -> bool:
+        """Whether somebody here holds or awaits the lock, or others wait for somebody here.
+
+        Not so while the session merely gives it away: that may be over for those who got it.
+        """
+        parties = self.table.holders(lock.name) + self.table.waiters(lock.name)
+        users = [other for owner, other in parties if owner != lock.gate]
+        closing = any(owner == lock.gate for owner, _ in self.table.waiters(lock.name))
+        return closing or any(EXCLUSIVE in (mode, other) for other in users)
 
     async def _set_delay(self, lock: CachedLock, key: Key, delay_s: float) -> bool:
         """False, and the lock is released, when it was taken from the session meanwhile."""
@@ -332,7 +344,7 @@ class SessionLocks:
         since = lock.since
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CHECK_S):
-                while not lock.dead and lock.mode is not None and lock.since == since:
+                while not lock.dead and lock.mode and lock.since == since:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
 
     def poke(self, lock: CachedLock) -> None:
@@ -463,9 +475,7 @@ class SessionLocks:
     def _writer_waits(self, lock: CachedLock) -> bool:
         return any(mode is EXCLUSIVE for _, mode in self._queued_here(lock))
 
-    async def _close_gate(
-        self, lock: CachedLock, mode: Mode, needed: Callable[[], bool]
-    ) -> bool:
+    async def _close_gate(self, lock: CachedLock, mode: Mode, needed: Callable[[], bool]) -> bool:
         """Waits until the gate holds the name in `mode`; False when that was called off, or is
         not `needed` any more."""
         lock.stop = False
@@ -483,7 +493,8 @@ class SessionLocks:
                     lock.look = False
                     await self.claims.refuse(lock)
                     continue
-                lock.look = not await self._woken(lock)
+                if not await self._woken(lock):
+                    lock.look = True
         finally:
             if not self._ended:
                 self._deliver(self.table.cancel(lock.name, lock.gate))
