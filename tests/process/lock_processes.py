@@ -161,8 +161,7 @@ class Remote:
 def players(directory: Path, count: int, *, session_ttl: float = 10.0) -> Iterator[list[Remote]]:
     started: list[Remote] = []
     try:
-        for _ in range(count):
-            started.append(Remote(directory, session_ttl))
+        started.extend(Remote(directory, session_ttl) for _ in range(count))
         for player in started:
             assert player.answer() == {"ready": True}
         yield started
