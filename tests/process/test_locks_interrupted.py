@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from lock_processes import HERE
 
-SECONDS = 4
+SECONDS = 3
 
 
 @pytest.mark.parametrize("way", ["signal", "thread"])
