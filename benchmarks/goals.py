@@ -1,4 +1,4 @@
-"""What the figures of placement, lock table and checksums are measured against.
+"""What the figures of the benchmarks are measured against.
 
 A goal names the figure of a benchmark by its label: a ratio beside a peer is "ours / peer" as
 `pairs.report` writes it, the speed of the one over that of the other; a label without a peer is
@@ -20,6 +20,7 @@ class Kind(Enum):
     TIME = "× the time"  # of the peer, at most
     SPEED = "× as fast"  # as the peer, at least
     NANOSECONDS = "ns"  # at most
+    MILLISECONDS = "ms"  # at most
     SECONDS = "s"  # at most
     COUNT = ""  # at most
 
@@ -33,6 +34,8 @@ class Goal:
     bound: float
     tiny: str = ""
     """The label at tiny sizes, where it tells a size."""
+    system: bool = False
+    """Whether the peer is a system package."""
 
     def value(self, noted: Spread) -> Spread:
         """The figure in the goal's own terms."""
@@ -146,6 +149,74 @@ def _lock_table() -> Iterator[Goal]:
     )
 
 
+def _locks() -> Iterator[Goal]:
+    section = "Locks"
+    for face, label in (("", "cached cluster lock"), (", asyncio", "cached cluster lock, asyncio")):
+        yield Goal(
+            section,
+            f"cached lock, acquire and release{face}",
+            f"{label}, ns",
+            Kind.NANOSECONDS,
+            3000,
+        )
+    yield Goal(
+        section,
+        "cached lock, acquire and release, beside redis-py",
+        "cached cluster lock / redis-py",
+        Kind.SPEED,
+        50,
+        system=True,
+    )
+    yield Goal(
+        section,
+        "store commits per pair of a cached lock",
+        "store commits per pair of a cached lock",
+        Kind.COUNT,
+        0,
+    )
+    for measure, label, bound in (
+        ("hand-over between two processes, p50", "hand-over, p50", 2),
+        ("hand-over between two processes, p99", "hand-over, p99", 20),
+        ("lock that another process keeps, p50", "kept lock taken by another process, p50", 20),
+        ("kill -9 of the holder to the next grant", "kill -9 to the next grant", 100),
+    ):
+        yield Goal(section, measure, label, Kind.MILLISECONDS, bound)
+    yield Goal(
+        section,
+        "two processes in a loop, larger / smaller count",
+        "larger / smaller count of two in a loop",
+        Kind.COUNT,
+        1.5,
+    )
+
+
+def _store() -> Iterator[Goal]:
+    section = "Store (embedded)"
+    for ours, bound in (("engine", 0.75), ("blocking", 0.7), ("asyncio", 0.55)):
+        yield Goal(
+            section,
+            f"durable commits one at a time, {ours}, beside bare apsw",
+            f"{ours} / bare apsw",
+            Kind.SPEED,
+            bound,
+        )
+    yield Goal(
+        section,
+        "durable commits, 32 at once beside one at a time",
+        "32 at once / one at a time",
+        Kind.SPEED,
+        3,
+    )
+    yield Goal(section, "fsyncs per commit, 32 at once", "fsyncs per commit", Kind.COUNT, 0.2)
+    yield Goal(
+        section,
+        "commits of four processes, largest / smallest share",
+        "largest / smallest share of four processes",
+        Kind.COUNT,
+        5,
+    )
+
+
 def _checksums() -> Iterator[Goal]:
     section = "Checksums"
     yield Goal(
@@ -173,4 +244,4 @@ def _checksums() -> Iterator[Goal]:
     )
 
 
-GOALS = (*_placement(), *_layout(), *_lock_table(), *_checksums())
+GOALS = (*_placement(), *_layout(), *_lock_table(), *_locks(), *_store(), *_checksums())
