@@ -42,6 +42,10 @@ class Player:
         grant.release()
         return {"began": began, "ended": now_ns()}
 
+    def upgrade(self, name: str) -> dict[str, Any]:
+        self.grants[name].upgrade()
+        return {"ended": now_ns()}
+
     def check(self, name: str) -> dict[str, Any]:
         self.grants[name].check()
         return {}

@@ -118,3 +118,19 @@ def test_a_reader_in_another_process_waits_behind_a_writer_who_waits(
     read = reader.answer()
     assert read["token"] > written["token"]
     assert read["ended"] > released["began"]
+
+
+def test_of_two_upgrades_in_two_processes_one_is_refused(
+    cluster: ringhold.Cluster, pair: list[Remote]
+) -> None:
+    one, other = pair
+    one.ask("acquire", name="a", mode="shared")
+    other.ask("acquire", name="a", mode="shared")
+    one.tell("upgrade", name="a")
+    until(lambda: cluster.locks.waiters("a"), "the upgrade")
+    assert other.refused("upgrade", name="a") == "DeadlockError"
+    other.ask("check", name="a")
+    other.ask("release", name="a")
+    assert "error" not in one.answer()
+    assert [party.mode for party in cluster.locks.holders("a")] == ["exclusive"]
+    one.ask("release", name="a")

@@ -7,8 +7,10 @@ Method: every case on both engines through the blocking face; threads are the ow
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -344,14 +346,21 @@ def test_modes_and_delays_that_cannot_be(cluster: ringhold.Cluster) -> None:
             cluster.lock("a", lock_delay=delay)
 
 
-def test_threads_in_a_crowd_are_alone_one_by_one(cluster: ringhold.Cluster) -> None:
+def test_threads_in_a_crowd_that_is_in_a_hurry(cluster: ringhold.Cluster) -> None:
+    """Some give up in the very moment in which it would be their turn."""
     inside: list[int] = []
     wrong: list[list[int]] = []
+    outcomes: Counter[bool] = Counter()
 
     def come_and_go(number: int) -> None:
+        chance = random.Random(number)
         lock = cluster.lock("a")
-        for _ in range(20):
-            with lock:
+        for _ in range(30):
+            grant = lock.acquire(timeout=chance.choice((-1, 0, chance.uniform(0, 0.02))))
+            outcomes[grant is not None] += 1
+            if grant is None:
+                continue
+            with grant:
                 inside.append(number)
                 if inside != [number]:
                     wrong.append(list(inside))
@@ -363,4 +372,9 @@ def test_threads_in_a_crowd_are_alone_one_by_one(cluster: ringhold.Cluster) -> N
     for thread in crowd:
         thread.join(60)
     assert wrong == []
+    assert outcomes.total() == 8 * 30
+    assert min(outcomes[True], outcomes[False]) > 0, outcomes
+    assert cluster.locks.waiters("a") == []
     assert not cluster.lock("a").locked()
+    with cluster.lock("a", timeout=PATIENCE_S):
+        pass
