@@ -21,6 +21,9 @@ from ringhold import aio
 TASKS = 1000
 NAMES = ("a", "b", "c", "d", "e")
 SPREAD_S = 2.0
+AIMS = {1: "holding", 2: "releasing"}
+"""Few are inside at a time, and strikes at any moment would seldom hit one of them: two tasks of
+fifty are struck when they come there."""
 
 
 class Crowd:
@@ -50,11 +53,10 @@ class Crowd:
                 self.move(number, "releasing")
 
     def move(self, number: int, place: str) -> None:
-        """Few are inside at a time, so that strikes at anybody would seldom hit one of them."""
         self.place[number] = place
-        task = asyncio.current_task()
-        assert task is not None
-        if self.chance.random() < 0.25:
+        if AIMS.get(number % 50) == place:
+            task = asyncio.current_task()
+            assert task is not None
             delay_s = self.chance.choice((0, self.chance.uniform(0, 0.002)))
             asyncio.get_running_loop().call_later(delay_s, self.strike, number, task)
 
@@ -75,10 +77,12 @@ class Crowd:
         loop = asyncio.get_running_loop()
         tasks = [asyncio.create_task(self.live(number)) for number in range(TASKS)]
         for number, task in enumerate(tasks):
-            # A few at once at the beginning, before they have run a single step.
-            at_s = 0.0 if number % 50 == 0 else self.chance.uniform(0, SPREAD_S)
-            loop.call_later(at_s, self.strike, number, task)
-        async with asyncio.timeout(120):
+            if number % 50 == 0:
+                # Before it has run a single step.
+                self.strike(number, task)
+            elif number % 50 not in AIMS:
+                loop.call_later(self.chance.uniform(0, SPREAD_S), self.strike, number, task)
+        async with asyncio.timeout(60):
             ends = await asyncio.gather(*tasks, return_exceptions=True)
         wrong = [end for end in ends if not isinstance(end, asyncio.CancelledError)]
         assert wrong == []
@@ -106,9 +110,9 @@ async def cancelled_crowd(cluster: aio.Cluster) -> None:
         assert grant is not None, f"{name} is held by nobody and cannot be had"
         assert grant.token > crowd.tokens.get(name, 0)
         await grant.release()
-    # Each was struck, and there was no place that was not.
+    # The fault was there. A release that awaits nothing cannot be struck.
     assert crowd.cancelled.total() == TASKS
-    assert set(crowd.cancelled) >= {"acquiring", "holding", "releasing"}, crowd.cancelled
+    assert min(crowd.cancelled["acquiring"], crowd.cancelled["holding"]) >= 5, crowd.cancelled
 
 
 def test_a_thousand_tasks_cancelled_at_random(tmp_path: Path) -> None:
