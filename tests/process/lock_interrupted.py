@@ -10,6 +10,8 @@ interrupt could cut short, only looks that nobody else is. Prints one JSON objec
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import json
 import random
 import signal
@@ -17,6 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -24,6 +27,11 @@ import ringhold
 
 NAME = "contended"
 DELAY_S_MAX = 0.004
+STAY_S_MAX = 0.002
+
+
+def nothing() -> None:
+    """What happens on arrival unless something is to."""
 
 
 class Struck(KeyboardInterrupt):
@@ -36,38 +44,32 @@ class Target:
     def __init__(self, cluster: ringhold.Cluster, crowd: dict[str, int]):
         self.lock = cluster.lock(NAME)
         self.crowd = crowd
-        self.armed = False
         self.place = ""
         self.rounds = 0
         self.struck: Counter[str] = Counter()
         self.left_held = 0
         self.together = 0
         self.chance = random.Random(3)
+        self.on_arrival: Callable[[], object] = nothing
 
     def round(self) -> None:
-        try:
-            self.place = "acquiring"
-            self.armed = True
-            if self.chance.random() < 0.5:
-                with self.lock:
-                    self.stay()
-            else:
-                grant = self.lock.acquire()
-                assert grant is not None
-                try:
-                    self.stay()
-                finally:
-                    grant.release()
-            self.place = "released"
-            self.armed = False
-        except Struck:
-            self.struck[self.place] += 1
-        self.armed = False
-        self.rounds += 1
+        self.place = "acquiring"
+        if self.chance.random() < 0.5:
+            with self.lock:
+                self.stay()
+        else:
+            grant = self.lock.acquire()
+            assert grant is not None
+            try:
+                self.stay()
+            finally:
+                grant.release()
+        self.place = "released"
 
     def stay(self) -> None:
         self.place = "holding"
-        until = time.monotonic() + self.chance.choice((0, 0.0005, 0.002))
+        self.on_arrival()
+        until = time.monotonic() + self.chance.choice((0, STAY_S_MAX / 4, STAY_S_MAX))
         while True:
             self.together += len(self.crowd)
             if time.monotonic() >= until:
@@ -78,69 +80,100 @@ class Target:
     def tidy_up(self) -> None:
         """What a program does that goes on after Ctrl-C: an interrupt can come in front of the
         first instruction of an ``__exit__``, or behind the last one of an ``acquire``."""
+        self.rounds += 1
         if self.lock.owned():
             self.left_held += 1
             self.lock.release()
 
 
 def by_signal(target: Target, end: float) -> None:
+    armed = False
+
     def strike(number: int, frame: FrameType | None) -> None:
-        if target.armed:
-            target.armed = False
+        nonlocal armed
+        if armed:
+            armed = False
             raise Struck
+
+    def set_timer(delay_s_max: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, target.chance.uniform(1e-5, delay_s_max))
 
     signal.signal(signal.SIGALRM, strike)
     while time.monotonic() < end:
-        signal.setitimer(signal.ITIMER_REAL, target.chance.uniform(1e-5, DELAY_S_MAX))
-        target.round()
+        try:
+            armed = True
+            if target.chance.random() < 0.5:
+                target.on_arrival = nothing
+                set_timer(DELAY_S_MAX)
+            else:
+                target.on_arrival = functools.partial(set_timer, STAY_S_MAX)
+            target.round()
+            armed = False
+        except Struck:
+            target.struck[target.place] += 1
         target.tidy_up()
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+class Turn:
+    """One round of a thread that is struck from another: how far each of the two is with it.
+    Plain flags, since what waits in Python code is itself broken by what strikes there."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.finished = False
+        self.struck = False
+        self.settled = False
+        self.tidy = False
+
+
 def by_thread(target: Target, end: float) -> None:
-    """Strikes a thread of the target's own; it confirms each round, struck or not."""
-    begin, done = threading.Semaphore(0), threading.Semaphore(0)
-    over = threading.Event()
+    turns: list[Turn | None] = []
 
     def live() -> None:
-        while True:
-            begin.acquire()
-            if over.is_set():
+        for number in itertools.count():
+            while len(turns) <= number:
+                time.sleep(1e-5)
+            turn = turns[number]
+            if turn is None:
                 return
-            target.round()
             try:
-                # One that was sent and did not strike yet does so here at the latest.
-                done.release()
-                begin.acquire()
+                turn.begun = True
+                target.round()
+                turn.finished = True
+                while not turn.settled:
+                    time.sleep(1e-5)
             except Struck:
-                target.struck["afterwards"] += 1
-                done.release()
-                begin.acquire()
+                target.struck[target.place] += 1
+                turn.struck = True
             target.tidy_up()
-            done.release()
+            turn.tidy = True
 
     thread = threading.Thread(target=live)
     thread.start()
     assert thread.ident is not None
+    ident = ctypes.c_ulong(thread.ident)
+    strike = ctypes.pythonapi.PyThreadState_SetAsyncExc
     chance = random.Random(4)
     while time.monotonic() < end:
+        turn = Turn()
         target.place = ""
-        begin.release()
+        turns.append(turn)
+        while not turn.begun:
+            time.sleep(1e-5)
         due = time.monotonic() + chance.uniform(1e-5, DELAY_S_MAX)
         aim = chance.choice(("", "acquiring", "holding", "releasing"))
         while time.monotonic() < due if not aim else target.place not in (aim, "released"):
             time.sleep(0)
-        if target.armed:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident), ctypes.py_object(Struck)
-            )
-        done.acquire()
-        # None is on its way any more: what was sent is dropped, if it has not struck.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), None)
-        begin.release()
-        done.acquire()
-    over.set()
-    begin.release()
+        strike(ident, ctypes.py_object(Struck))
+        while not (turn.finished or turn.struck):
+            time.sleep(1e-5)
+        # Whatever has not struck by now never will: this takes it back.
+        strike(ident, None)
+        turn.settled = True
+        while not turn.tidy:
+            time.sleep(1e-5)
+    turns.append(None)
     thread.join()
 
 
