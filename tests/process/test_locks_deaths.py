@@ -32,7 +32,7 @@ def test_the_lock_of_a_killed_holder_goes_to_the_next_at_once(tmp_path: Path) ->
     directory = tmp_path / "c"
     delays = []
     with ringhold.create(str(directory)) as cluster, players(directory, 1) as [waiter]:
-        for _ in range(5):
+        for _ in range(3):
             with players(directory, 1) as [holder]:
                 token = holder.ask("acquire", name="a")["token"]
                 waiter.tell("acquire", name="a")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from lock_processes import HERE
 
-SECONDS = 3
+SECONDS = 2
 
 
 @pytest.mark.parametrize("way", ["signal", "thread"])

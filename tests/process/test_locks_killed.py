@@ -190,7 +190,7 @@ def judge(struck: Storm, seconds: float) -> None:
 
 @pytest.mark.parametrize("shared", [0.0, 0.5], ids=["exclusive", "shared-too"])
 def test_kills_and_stops_for_a_few_seconds(tmp_path: Path, shared: float) -> None:
-    storm(tmp_path, 5, shared, seed=11)
+    storm(tmp_path, 4, shared, seed=11)
 
 
 @pytest.mark.long
