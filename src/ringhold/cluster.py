@@ -24,7 +24,7 @@ from ringhold.assembly.location import parse_url
 from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
 from ringhold.env import real_env
-from ringhold.home import Home
+from ringhold.home import Bound, Home
 from ringhold.locks.election import Election
 from ringhold.locks.fence import Fence
 from ringhold.locks.handles import Lock, Locks
@@ -120,7 +120,6 @@ class Cluster:
 
         timeout: seconds for all of them, -1 for ever; owner: the calling thread unless given.
         """
-        self._bridge.check_process()
 
         def lock(name: bytes) -> Lock:
             return self.lock(name, mode=mode, owner=owner)
@@ -139,21 +138,27 @@ class Cluster:
 
         timeout: seconds to wait, -1 for ever; owner: the calling thread unless given.
         """
-        self._bridge.check_process()
-        semaphore = self._cluster.semaphore(name, limit, timeout=timeout, owner=owner)
-        return Semaphore(semaphore, self._cluster.slots, self._bridge)
+
+        def make(cluster: aio.Cluster) -> aio.Semaphore:
+            return cluster.semaphore(name, limit, timeout=timeout, owner=owner)
+
+        return Semaphore(Bound(self._home, make))
 
     def election(self, name: str | bytes, *, value: str = "") -> Election:
         """A candidate in the election `name`; `value` is told by ``leader()`` while it leads."""
-        self._bridge.check_process()
-        return Election(
-            self._cluster.election(name, value=value), self._cluster.slots, self._bridge
-        )
+
+        def make(cluster: aio.Cluster) -> aio.Election:
+            return cluster.election(name, value=value)
+
+        return Election(Bound(self._home, make))
 
     def fence(self, name: str | bytes) -> Fence:
         """The fence that judges tokens of the lock `name`: ``fence.admit(grant.token)``."""
-        self._bridge.check_process()
-        return Fence(self._cluster.fence(name), self._bridge)
+
+        def make(cluster: aio.Cluster) -> aio.Fence:
+            return cluster.fence(name)
+
+        return Fence(Bound(self._home, make))
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
         """``with cluster.transaction() as tx``: commits at the end, or has no effect.
