@@ -176,10 +176,6 @@ class Store(Protocol):
     async def renew_lease(self, lease: bytes) -> None:
         """Extends the lease by its TTL from now. SessionExpired when it is gone."""
 
-    def lease_until(self, lease: bytes) -> int | None:
-        """The moment on the boot clock before which nobody can end the lease; None when it is
-        gone. Callable from any thread."""
-
     async def revoke_lease(self, lease: bytes) -> None:
         """Ends the lease and deletes its keys. A lease that is gone is no error."""
 

@@ -171,10 +171,6 @@ class _Memory:
         found = self._leases[lease]
         found.deadline_ns = now_ns + found.ttl_ns
 
-    def lease_until(self, lease: bytes) -> int | None:
-        found = self._leases.get(lease)
-        return None if found is None else found.deadline_ns
-
     def revoke(self, lease: bytes) -> None:
         found = self._leases.pop(lease, None)
         if found is not None and found.keys:
@@ -387,11 +383,6 @@ class MemoryStore:
         check_lease(lease)
         with self._memory.lock:
             self._memory.renew(lease, self._env.clock.boottime_ns())
-
-    def lease_until(self, lease: bytes) -> int | None:
-        self.check_open()
-        with self._memory.lock:
-            return self._memory.lease_until(lease)
 
     async def revoke_lease(self, lease: bytes) -> None:
         self.check_open()

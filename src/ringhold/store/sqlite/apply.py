@@ -282,12 +282,6 @@ class _Transaction:
             self._write((), sorted(keys))
 
     def expire_due(self) -> None:
-        rows = list(self._execute("SELECT ttl_ns, deadline_ns FROM lease"))
-        if rows:
-            now_ns = self._now.boottime_ns
-            gap_ns = now_ns - max(deadline_ns - ttl_ns for ttl_ns, deadline_ns in rows)
-            if gap_ns > min(ttl_ns for ttl_ns, _ in rows) // 2:
-                self._execute("UPDATE lease SET deadline_ns = deadline_ns + ?", (gap_ns,))
         due = self._execute(
             "SELECT id FROM lease WHERE deadline_ns <= ? OR boot_id <> ?",
             (self._now.boottime_ns, self._now.boot_id),

@@ -235,18 +235,6 @@ class SqliteStore:
             self._unlock_session(lease)
             raise
 
-    def lease_until(self, lease: bytes) -> int | None:
-        self._opening.check()
-        now_ns = self._env.clock.boottime_ns()
-        connection = schema.connect(self._opening.path, read_only=True)
-        try:
-            rows = list(connection.execute("SELECT id, ttl_ns, deadline_ns FROM lease"))
-        finally:
-            connection.close()
-        gap_ns = _gap_ns([(ttl_ns, deadline_ns) for _, ttl_ns, deadline_ns in rows], now_ns)
-        found = [deadline_ns for id_, _, deadline_ns in rows if id_ == lease]
-        return found[0] + gap_ns if found else None
-
     async def revoke_lease(self, lease: bytes) -> None:
         self._opening.check()
         check_lease(lease)
@@ -286,13 +274,6 @@ class SqliteStore:
         await self._writer.close()
         self._readers.close()
         self._abandon.detach()
-
-
-def _gap_ns(leases: list[tuple[int, int]], now_ns: int) -> int:
-    if not leases:
-        return 0
-    gap_ns = now_ns - max(deadline_ns - ttl_ns for ttl_ns, deadline_ns in leases)
-    return gap_ns if gap_ns > min(ttl_ns for ttl_ns, _ in leases) // 2 else 0
 
 
 def _remove_sessions(
