@@ -136,13 +136,22 @@ class Cluster:
 
 
 def open(
-    url: str | os.PathLike[str], *, create: bool | None = None, session_ttl: float = 10.0
+    url: str | os.PathLike[str],
+    *,
+    create: bool | None = None,
+    session_ttl: float = 10.0,
+    durability: str | None = None,
 ) -> Cluster:
     """Opens the cluster at `url`: a directory, file:///…, or memory://name.
 
     create: None makes a cluster of one node only where the directory is missing, True also in
     an empty one, False never. session_ttl: seconds after which others may take over what a
     process held that stopped without dying.
+
+    durability: what an acknowledged commit of this opening outlives. "full", the default of a
+    directory: a power cut. "process": any process, but a power cut may take the newest commits
+    away, never giving their tokens again; chunks of files are synced all the same. "memory":
+    nothing, which is what memory:// has.
 
     Raises FileNotFoundError when there is no cluster (an existing empty directory looks like a
     disk that is not mounted), InvalidInput for a URL that cannot be opened.
@@ -151,7 +160,7 @@ def open(
     ...     cluster.kv["greeting"] = b"hello"
     """
     bridge = process_bridge()
-    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl)
+    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl, durability=durability)
     return Cluster(bridge.run(opening, undo=_close), bridge)
 
 
@@ -163,6 +172,7 @@ def create(
     zones: Iterable[str] | None = None,
     chunk_size: int = DEFAULT_CHUNK_BYTES,
     session_ttl: float = 10.0,
+    durability: str | None = None,
 ) -> Cluster:
     """Makes a cluster at `url` and opens it. FileExistsError if there is one.
 
@@ -178,6 +188,7 @@ def create(
         zones=zones,
         chunk_size=chunk_size,
         session_ttl=session_ttl,
+        durability=durability,
     )
     return Cluster(bridge.run(creating, undo=_close), bridge)
 
