@@ -143,7 +143,7 @@ def apply(
         transaction = _begin(connection, batch, now, log_revisions)
         while not synced and transaction.is_above_ceiling():
             _roll_back(connection)
-            _raise_ceiling(connection, now)
+            _raise_ceiling(connection, now, transaction.revision)
             transaction = _begin(connection, batch, now, log_revisions)
     except (apsw.Error, UnicodeDecodeError) as error:
         raise translated(error, connection.filename) from error
@@ -177,13 +177,13 @@ def _begin(
     return transaction
 
 
-def _raise_ceiling(connection: apsw.Connection, now: Now) -> None:
-    """A synced transaction, whatever the connection's own are."""
+def _raise_ceiling(connection: apsw.Connection, now: Now, revision: int) -> None:
+    """Far above `revision`, in a synced transaction, whatever the connection's own are."""
     set_synced(connection, True)
     try:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            _Transaction(connection, now).raise_ceiling()
+            _Transaction(connection, now).raise_ceiling(revision)
             connection.execute("COMMIT")
         finally:
             _roll_back(connection)
@@ -238,9 +238,14 @@ class _Transaction:
         """Whether it gives revisions that a power cut could make given again."""
         return self._revision > max(self._before, self._lineage.ceiling)
 
-    def raise_ceiling(self) -> None:
-        """All that is written but the moment, so that a gap is still one to the next commit."""
-        self._put_lineage(replace(self._lineage, ceiling=self._revision + CEILING_STEP))
+    @property
+    def revision(self) -> int:
+        """The newest."""
+        return self._revision
+
+    def raise_ceiling(self, revision: int) -> None:
+        """Writes all but the moment, so that a gap is still one to the next commit."""
+        self._put_lineage(replace(self._lineage, ceiling=revision + CEILING_STEP))
         self._put_meta("revision", self._revision)
         self._put_meta("log_bytes", self._log_bytes)
 
