@@ -265,9 +265,7 @@ def test_synced_commits_beside_unsynced_ones_are_not_lost(
     assert toll.commits["a"] == 0
 
 
-@pytest.mark.parametrize(
-    "cuts", [25, pytest.param(100, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("cuts", [25, pytest.param(100, marks=pytest.mark.long)])
 def test_unsynced_commits_are_lost_but_their_revisions_never_given_again(
     tmp_path: Path, cuts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

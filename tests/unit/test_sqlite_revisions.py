@@ -204,8 +204,7 @@ def test_a_restored_store_never_gives_a_revision_again(tmp_path: Path) -> None:
     given: list[int] = []
 
     async def work(store: Store) -> None:
-        for _ in range(5):
-            given.append(await store.commit(puts=[Put(b"a", b"")]))
+        given.extend([await store.commit(puts=[Put(b"a", b"")]) for _ in range(5)])
 
     on_store(live, work, create=True)
     shutil.copytree(live, backup)

@@ -50,10 +50,16 @@ from ringhold.store.sqlite.rows import (
     read_meta,
     sum_of,
 )
-from ringhold.store.sqlite.schema import set_synced, translated
+from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, grow_file, set_synced, translated
 
 COMPACT_EVERY = 256
 """Revisions between two compactions: often enough that each is short."""
+
+RESERVE_PAGES_MIN = 16
+RESERVE_BYTES = 1 << 17
+"""Free pages of the database that are kept for what puts nothing, and what is added if fewer."""
+
+RESTART_WAIT_MS = 20
 
 LOG_BYTES_MAX = 256 << 20
 """Values the log keeps at most: large ones push old revisions out before their time."""
@@ -140,19 +146,63 @@ def apply(
     then be given up.
     """
     try:
-        transaction = _begin(connection, batch, now, log_revisions)
-        while not synced and transaction.is_above_ceiling():
-            _roll_back(connection)
-            _raise_ceiling(connection, now, transaction.revision)
-            transaction = _begin(connection, batch, now, log_revisions)
+        try:
+            return _commit(connection, batch, now, log_revisions, synced)
+        except apsw.FullError:
+            _restart_log(connection)
+        try:
+            return _commit(connection, batch, now, log_revisions, synced)
+        except apsw.FullError as error:
+            return _commit_freeing(connection, batch, now, log_revisions, synced, error)
     except (apsw.Error, UnicodeDecodeError) as error:
         raise translated(error, connection.filename) from error
+
+
+def _commit_freeing(
+    connection: apsw.Connection,
+    batch: Sequence[Request],
+    now: Now,
+    log_revisions: int,
+    synced: bool,
+    error: apsw.FullError,
+) -> Applied:
+    """On a full disk: what puts nothing, for which the reserve is kept. The rest is refused."""
+    freeing = [request for request in batch if _frees(request)]
+    if not freeing:
+        raise error
+    applied = _commit(connection, freeing, now, log_revisions, synced)
+    done = iter(applied.outcomes)
+    applied.outcomes = [
+        next(done) if _frees(request) else translated(error, connection.filename)
+        for request in batch
+    ]
+    return applied
+
+
+def _frees(request: Request) -> bool:
+    if isinstance(request, CommitRequest):
+        return not request.puts
+    return not isinstance(request, GrantLease)
+
+
+def _commit(
+    connection: apsw.Connection,
+    batch: Sequence[Request],
+    now: Now,
+    log_revisions: int,
+    synced: bool,
+) -> Applied:
+    transaction = _begin(connection, batch, now, log_revisions)
+    while not synced and transaction.is_above_ceiling():
+        _roll_back(connection)
+        _raise_ceiling(connection, now, transaction.revision)
+        transaction = _begin(connection, batch, now, log_revisions)
     try:
         connection.execute("COMMIT")
-    except apsw.FullError as error:
+    except apsw.FullError:
         # The disk refused a frame, so the frame that marks the commit was never written.
         _roll_back(connection)
-        raise translated(error, connection.filename) from error
+        raise
     except Exception as error:
         raise OutcomeUnknown(
             f"the store {connection.filename} failed while committing: {error}"
@@ -171,6 +221,8 @@ def _begin(
         for request in batch:
             transaction.answer(request)
         transaction.finish(log_revisions)
+        if not all(map(_frees, batch)):
+            transaction.keep_reserve()
     except BaseException:
         _roll_back(connection)
         raise
@@ -191,6 +243,21 @@ def _raise_ceiling(connection: apsw.Connection, now: Now, revision: int) -> None
         set_synced(connection, False)
 
 
+def _restart_log(connection: apsw.Connection) -> None:
+    """Copies the write-ahead log into the database, so that it starts again in its own room.
+
+    Waits for readers, but briefly.
+    """
+    connection.set_busy_timeout(RESTART_WAIT_MS)
+    try:
+        connection.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_RESTART)
+    except (apsw.BusyError, apsw.FullError):
+        # What is tried next tells whether it was enough.
+        return
+    finally:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+
+
 def _roll_back(connection: apsw.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
@@ -207,6 +274,7 @@ class _Transaction:
         self._log_bytes = self._meta["log_bytes"]
         self._changes = connection.total_changes()
         self._asked_to_write = False
+        self._log_is_shorter = False
         self.applied = Applied()
         self._lineage = self._continued(read_lineage(connection))
 
@@ -403,6 +471,21 @@ class _Transaction:
                 ),
             )
 
+    def keep_reserve(self) -> None:
+        """Leaves free pages within the database, and room on the disk for all of its pages.
+
+        On a full disk a deletion or a renewal can then still be made: it finds pages for its log,
+        a checkpoint can always end, and the write-ahead log start again in the room it has.
+        """
+        if self._execute("PRAGMA freelist_count").get < RESERVE_PAGES_MIN:
+            self._execute("INSERT INTO log VALUES (0, 0, x'', 0, zeroblob(?))", (RESERVE_BYTES,))
+            self._execute("DELETE FROM log WHERE revision = 0")
+        elif not self._log_is_shorter:
+            # It had free pages and used none up, or not all of them: it cannot have grown.
+            return
+        pages = self._execute("PRAGMA page_count").get
+        grow_file(self._connection, pages * self._execute("PRAGMA page_size").get)
+
     def _shorten_log(self, log_revisions: int) -> None:
         back = self._lineage.back
         if self._has_passed(min(COMPACT_EVERY, log_revisions)) or self._log_bytes > LOG_BYTES_MAX:
@@ -432,6 +515,7 @@ class _Transaction:
             self._execute("DELETE FROM log WHERE revision <= ?", (floor,))
             self._put_meta("compacted", floor)
             self._meta["compacted"] = floor
+            self._log_is_shorter = True
 
     def _forget_log(self, floor: int) -> None:
         if floor > self._meta["compacted"]:

@@ -40,6 +40,7 @@ APPLICATION_ID = 0x52484C44  # "RHLD"
 FORMAT_VERSION = 1
 FIRST_REVISION = 1
 BUSY_TIMEOUT_MS = 5_000
+CHUNK_BYTES = 1 << 16
 
 _TABLES = """
 CREATE TABLE kv (
@@ -113,6 +114,8 @@ def connect(path: str, *, create: bool = False, read_only: bool = False) -> apsw
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     connection.wal_autocheckpoint(0)
+    # The file grows, and is cut off, in steps of this size; without, SQLite takes no room ahead.
+    _file_control(connection, apsw.SQLITE_FCNTL_CHUNK_SIZE, ctypes.c_int(CHUNK_BYTES))
     set_synced(connection, True)
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA cell_size_check = ON")
@@ -124,6 +127,21 @@ def connect(path: str, *, create: bool = False, read_only: bool = False) -> apsw
 def set_synced(connection: apsw.Connection, synced: bool) -> None:
     """Whether the commits that follow wait for the disk; not within a transaction."""
     connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+
+
+def grow_file(connection: apsw.Connection, size: int) -> None:
+    """Takes room on the disk for `size` bytes of the database, so that a checkpoint of them cannot
+    fail for want of it. FullError when there is none."""
+    try:
+        _file_control(connection, apsw.SQLITE_FCNTL_SIZE_HINT, ctypes.c_int64(size))
+    except apsw.IOError as error:
+        raise apsw.FullError(f"the disk is full or refuses to be written: {error}") from error
+
+
+def _file_control(
+    connection: apsw.Connection, operation: int, value: ctypes.c_int | ctypes.c_int64
+) -> None:
+    connection.file_control("main", operation, ctypes.addressof(value))
 
 
 def create_tables(connection: apsw.Connection, path: str) -> None:

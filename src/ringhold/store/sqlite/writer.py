@@ -36,7 +36,7 @@ import apsw
 from ringhold.env import Clock
 from ringhold.errors import Corrupt, OutcomeUnknown, RingholdError, StoreUnavailable
 from ringhold.store.leases import SIGNING_NS_MAX
-from ringhold.store.lock_files import CommitLock, file_identity
+from ringhold.store.lock_files import CommitLock, file_identity, inode_of
 from ringhold.store.requests import CommitRequest
 from ringhold.store.sqlite.apply import Applied, Now, Outcome, Request, apply
 from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, connect, set_synced
@@ -146,6 +146,7 @@ class Writer:
         self._boot_id = boot_id
         self._log_revisions = log_revisions
         self._synced = synced
+        self._inode: tuple[int, int] | None = None
         self._file = 0
         self._on_ended = on_ended
         self._on_committed = on_committed
@@ -361,6 +362,12 @@ class Writer:
             self._call_loop(self._report, "a session file cannot be removed", error)
 
     def _apply(self, requests: list[Request]) -> Applied:
+        inode = inode_of(self._path)
+        if self._inode not in (None, inode):
+            raise StoreUnavailable(
+                f"the store {self._path} was replaced while it was open: open the cluster again"
+            )
+        self._inode = inode
         now_ns = sign(self._lock, self._clock)
         if self._connection is None:
             self._connection = connect(self._path)
