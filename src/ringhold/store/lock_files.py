@@ -289,9 +289,11 @@ def file_identity(path: str) -> int:
     """A signed 64-bit number that tells the file at `path` from a copy put in its place.
 
     Its birth in nanoseconds: it stays when the file is moved, and nobody can set it. On file
-    systems that do not know it (XFS of version 4, old tmpfs), the inode number.
+    systems that do not know it (XFS of version 4, old tmpfs), the inode number, negative.
     """
     libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "statx"):
+        return -os.stat(path).st_ino
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     wanted = ctypes.c_uint(_STATX_INO | _STATX_BTIME)
     if libc.statx(_AT_FDCWD, os.fsencode(path), 0, wanted, buffer) != 0:

@@ -40,6 +40,7 @@ from ringhold.store.base import (
 from ringhold.store.leases import is_gap, may_be_gap
 from ringhold.store.requests import LOG_REVISIONS, NONCE_REVISIONS, CommitRequest, lease_gone
 from ringhold.store.sqlite.lineage import CEILING_STEP, Lineage
+from ringhold.store.sqlite.reserve import keep_reserve, pages_of, restart_log
 from ringhold.store.sqlite.rows import (
     check_kv,
     kv_sum,
@@ -50,16 +51,10 @@ from ringhold.store.sqlite.rows import (
     read_meta,
     sum_of,
 )
-from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, grow_file, set_synced, translated
+from ringhold.store.sqlite.schema import set_synced, translated
 
 COMPACT_EVERY = 256
 """Revisions between two compactions: often enough that each is short."""
-
-RESERVE_PAGES_MIN = 16
-RESERVE_BYTES = 1 << 17
-"""Free pages of the database that are kept for what puts nothing, and what is added if fewer."""
-
-RESTART_WAIT_MS = 20
 
 LOG_BYTES_MAX = 256 << 20
 """Values the log keeps at most: large ones push old revisions out before their time."""
@@ -149,7 +144,7 @@ def apply(
         try:
             return _commit(connection, batch, now, log_revisions, synced)
         except apsw.FullError:
-            _restart_log(connection)
+            restart_log(connection)
         try:
             return _commit(connection, batch, now, log_revisions, synced)
         except apsw.FullError as error:
@@ -216,13 +211,15 @@ def _begin(
     """A transaction with all of `batch` done, to be committed."""
     connection.execute("BEGIN IMMEDIATE")
     try:
+        puts = not all(map(_frees, batch))
+        pages_before = pages_of(connection) if puts else 0
         transaction = _Transaction(connection, now)
         transaction.expire_due()
         for request in batch:
             transaction.answer(request)
         transaction.finish(log_revisions)
-        if not all(map(_frees, batch)):
-            transaction.keep_reserve()
+        if puts:
+            keep_reserve(connection, pages_before)
     except BaseException:
         _roll_back(connection)
         raise
@@ -243,21 +240,6 @@ def _raise_ceiling(connection: apsw.Connection, now: Now, revision: int) -> None
         set_synced(connection, False)
 
 
-def _restart_log(connection: apsw.Connection) -> None:
-    """Copies the write-ahead log into the database, so that it starts again in its own room.
-
-    Waits for readers, but briefly.
-    """
-    connection.set_busy_timeout(RESTART_WAIT_MS)
-    try:
-        connection.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_RESTART)
-    except (apsw.BusyError, apsw.FullError):
-        # What is tried next tells whether it was enough.
-        return
-    finally:
-        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-
-
 def _roll_back(connection: apsw.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
@@ -274,7 +256,6 @@ class _Transaction:
         self._log_bytes = self._meta["log_bytes"]
         self._changes = connection.total_changes()
         self._asked_to_write = False
-        self._log_is_shorter = False
         self.applied = Applied()
         self._lineage = self._continued(read_lineage(connection))
 
@@ -290,7 +271,8 @@ class _Transaction:
         following = lineage.after(self._revision, boot, file)
         if following.skipped_last > self._revision:
             # One range of skipped revisions is remembered: the log must not span another.
-            self._forget_log(lineage.skipped_last)
+            if lineage.skipped_last > self._meta["compacted"]:
+                self._compact(lineage.skipped_last)
             self._revision = following.skipped_last
         return self._put_lineage(following)
 
@@ -471,21 +453,6 @@ class _Transaction:
                 ),
             )
 
-    def keep_reserve(self) -> None:
-        """Leaves free pages within the database, and room on the disk for all of its pages.
-
-        On a full disk a deletion or a renewal can then still be made: it finds pages for its log,
-        a checkpoint can always end, and the write-ahead log start again in the room it has.
-        """
-        if self._execute("PRAGMA freelist_count").get < RESERVE_PAGES_MIN:
-            self._execute("INSERT INTO log VALUES (0, 0, x'', 0, zeroblob(?))", (RESERVE_BYTES,))
-            self._execute("DELETE FROM log WHERE revision = 0")
-        elif not self._log_is_shorter:
-            # It had free pages and used none up, or not all of them: it cannot have grown.
-            return
-        pages = self._execute("PRAGMA page_count").get
-        grow_file(self._connection, pages * self._execute("PRAGMA page_size").get)
-
     def _shorten_log(self, log_revisions: int) -> None:
         back = self._lineage.back
         if self._has_passed(min(COMPACT_EVERY, log_revisions)) or self._log_bytes > LOG_BYTES_MAX:
@@ -515,8 +482,3 @@ class _Transaction:
             self._execute("DELETE FROM log WHERE revision <= ?", (floor,))
             self._put_meta("compacted", floor)
             self._meta["compacted"] = floor
-            self._log_is_shorter = True
-
-    def _forget_log(self, floor: int) -> None:
-        if floor > self._meta["compacted"]:
-            self._compact(floor)

@@ -21,6 +21,7 @@ Big-endian, without padding; sums are stored as signed 64-bit integers.
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Any
 
@@ -96,7 +97,7 @@ def check_log(revision: int, place: int, key: bytes, value: Any, expected: int, 
 def read_meta(connection: apsw.Connection) -> dict[str, int]:
     """The verified numbers of `META_NAMES`, and of `commit_ns` if there is one."""
     found: dict[str, int] = {}
-    query = "SELECT name, value, sum FROM meta WHERE name NOT IN ('time_namespace', 'lineage')"
+    query = "SELECT name, value, sum FROM meta WHERE name <> 'time_namespace' AND name <> 'lineage'"
     for name, value, expected in connection.execute(query):
         try:
             intact = meta_sum(name, value) == expected
@@ -116,13 +117,19 @@ def read_lineage(connection: apsw.Connection) -> Lineage | None:
     row = connection.execute("SELECT value, sum FROM meta WHERE name = 'lineage'").get
     if row is None:
         return None
-    packed, expected = row
     try:
-        if lineage_sum(packed) == expected:
-            return Lineage.unpack(packed)
+        lineage = _verified_lineage(*row)
     except _UNREADABLE as error:
         raise _mismatch("the entry 'lineage'", connection.filename) from error
-    raise _mismatch("the entry 'lineage'", connection.filename)
+    if lineage is None:
+        raise _mismatch("the entry 'lineage'", connection.filename)
+    return lineage
+
+
+@functools.lru_cache(maxsize=16)
+def _verified_lineage(packed: bytes, expected: int) -> Lineage | None:
+    """Nearly every commit reads the same."""
+    return Lineage.unpack(packed) if lineage_sum(packed) == expected else None
 
 
 def _mismatch(what: str, path: str) -> ChecksumMismatch:
