@@ -64,6 +64,8 @@ class History:
         if self.order.random() < 0.9:
             self.leases, self.committed = leases, judged
             assert 0 in leases or self.now >= self.promised
+        elif self.order.random() < 0.5:
+            self.begun = 0  # It failed and said so; otherwise its process died.
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -57,15 +57,18 @@ class LeaseTime:
         find a gap: `now_ns` must be read before `begun_ns` is looked up, so that a commit not
         known here judges by a moment after `now_ns` - SIGNING_NS_MAX.
         """
-        if self.committed_ns < self.begun_ns >= self.deadline_ns and not is_gap(
-            self.begun_ns - self.committed_ns, self.shortest_ttl_ns
-        ):
-            # The commit under way judges by the deadline, and may be ending the lease right now.
-            return self.deadline_ns
+        until_ns = self.deadline_ns
+        if self.begun_ns > self.committed_ns:
+            if is_gap(self.begun_ns - self.committed_ns, self.shortest_ttl_ns):
+                # The commit under way, or if it fails the next, gives the whole TTL again.
+                until_ns = max(until_ns, self.begun_ns + self.ttl_ns)
+            elif self.begun_ns >= until_ns:
+                # It judges by the deadline, and may be ending the lease right now.
+                return until_ns
         # The next commit measures its gap from the newest, and half a TTL that is then the
         # shortest: this lease's own at most.
         newest_ns = max(self.committed_ns, self.begun_ns)
         next_ns = now_ns - SIGNING_NS_MAX
         if is_gap(next_ns - newest_ns, self.ttl_ns):
-            return max(self.deadline_ns, next_ns + self.ttl_ns)
-        return self.deadline_ns
+            until_ns = max(until_ns, next_ns + self.ttl_ns)
+        return until_ns

@@ -155,7 +155,8 @@ class CommitLock:
             self._turnstile.release()
 
     def sign(self, begun_ns: int = 0) -> None:
-        """Notes that this process holds the lock, for a commit that judges leases by `begun_ns`."""
+        """Notes that this process holds the lock, for a commit that judges leases by `begun_ns`;
+        0 for none, or for one that failed."""
         self._lock.write(_HOLDER.pack(os.getpid(), begun_ns))
 
     def holder(self) -> int:

@@ -22,6 +22,9 @@ from ringhold.store.sqlite.opening import Opening
 from ringhold.store.sqlite.rows import read_meta
 from ringhold.store.sqlite.schema import connect, translated
 
+READS_MAX = 5
+"""Commits that may come or go while one reads, before no more is said than the deadline."""
+
 _ALL = "SELECT id, ttl_ns, deadline_ns, boot_id FROM lease"
 
 
@@ -38,21 +41,24 @@ class LeaseTimes:
 
     def until(self, lease: bytes) -> int | None:
         """See `Store.lease_until`."""
-        # In this order: a commit that begins after `now_ns` was read judges by a later moment,
-        # and one that began before it is in the signature.
-        now_ns = self._clock.boottime_ns()
-        begun_ns = self._begun_ns()
-        committed_ns, rows = self._read()
-        found = next((row for row in rows if row[0] == lease), None)
-        if found is None or found[3] != self._boot_id:
-            return None
-        ttl_ns, deadline_ns = found[1:3]
-        if self._begun_ns() != begun_ns:
-            # Commits come and go, so there is no gap, and which of them was read is not known.
-            return int(deadline_ns)
-        shortest_ttl_ns = min(row[1] for row in rows)
-        begun_ns = min(begun_ns, now_ns)
-        return LeaseTime(deadline_ns, ttl_ns, shortest_ttl_ns, committed_ns, begun_ns).until(now_ns)
+        deadline_ns = 0
+        for _ in range(READS_MAX):
+            # In this order: a commit that begins after `now_ns` was read judges by a later
+            # moment, and one that began before it is in the signature.
+            now_ns = self._clock.boottime_ns()
+            begun_ns = self._begun_ns()
+            committed_ns, rows = self._read()
+            found = next((row for row in rows if row[0] == lease), None)
+            if found is None or found[3] != self._boot_id:
+                return None
+            ttl_ns, deadline_ns = found[1:3]
+            if self._begun_ns() == begun_ns:
+                shortest_ttl_ns = min(row[1] for row in rows)
+                begun_ns = min(begun_ns, now_ns)
+                time = LeaseTime(deadline_ns, ttl_ns, shortest_ttl_ns, committed_ns, begun_ns)
+                return time.until(now_ns)
+        # Commits come and go: there is no gap, and which of them was read is not known.
+        return deadline_ns
 
     def look(self) -> tuple[bool, list[bytes]]:
         """Whether leases wait for a commit to be judged by, and the ids of all."""

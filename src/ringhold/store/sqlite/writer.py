@@ -368,19 +368,24 @@ class Writer:
                 f"the store {self._path} was replaced while it was open: open the cluster again"
             )
         self._inode = inode
-        now_ns = sign(self._lock, self._clock)
         if self._connection is None:
             self._connection = connect(self._path)
             set_synced(self._connection, self._synced)
             self._checkpoints = Checkpoints(self._connection)
             self._file = file_identity(self._path)
-        return apply(
-            self._connection,
-            requests,
-            Now(now_ns, self._boot_id, self._file),
-            log_revisions=self._log_revisions,
-            synced=self._synced,
-        )
+        now_ns = sign(self._lock, self._clock)
+        try:
+            return apply(
+                self._connection,
+                requests,
+                Now(now_ns, self._boot_id, self._file),
+                log_revisions=self._log_revisions,
+                synced=self._synced,
+            )
+        except BaseException:
+            # It is not under way any more, and did not write either: the gap goes on.
+            self._lock.sign()
+            raise
 
     def _give_up_connection(self) -> None:
         connection, self._connection, self._checkpoints = self._connection, None, None
