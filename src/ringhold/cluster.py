@@ -217,7 +217,11 @@ class Cluster:
 
 
 def open(
-    url: str | os.PathLike[str], *, create: bool | None = None, session_ttl: float = 10.0
+    url: str | os.PathLike[str],
+    *,
+    create: bool | None = None,
+    session_ttl: float = 10.0,
+    durability: str | None = None,
 ) -> Cluster:
     """Opens the cluster at `url`: a directory, file:///…, or memory://name.
 
@@ -225,14 +229,19 @@ def open(
     an empty one, False never. session_ttl: seconds after which others may take over what a
     process held that stopped without dying.
 
+    durability: what an acknowledged commit of this opening outlives. "full", the default of a
+    directory: a power cut. "process": any process, but a power cut may take the newest commits
+    away, never giving their tokens again; chunks of files are synced all the same. "memory":
+    nothing, which is what memory:// has.
+
     Raises FileNotFoundError when there is no cluster (an existing empty directory looks like a
     disk that is not mounted), InvalidInput for a URL that cannot be opened.
 
     >>> with ringhold.open("data/") as cluster:  # doctest: +SKIP
     ...     cluster.kv["greeting"] = b"hello"
     """
-    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl)
-    return _entered(opening, session_ttl=session_ttl)
+    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl, durability=durability)
+    return _entered(opening, session_ttl=session_ttl, durability=durability)
 
 
 def create(
@@ -243,6 +252,7 @@ def create(
     zones: Iterable[str] | None = None,
     chunk_size: int = DEFAULT_CHUNK_BYTES,
     session_ttl: float = 10.0,
+    durability: str | None = None,
 ) -> Cluster:
     """Makes a cluster at `url` and opens it. FileExistsError if there is one.
 
@@ -257,8 +267,9 @@ def create(
         zones=zones,
         chunk_size=chunk_size,
         session_ttl=session_ttl,
+        durability=durability,
     )
-    return _entered(creating, session_ttl=session_ttl)
+    return _entered(creating, session_ttl=session_ttl, durability=durability)
 
 
 def _entered(opening: Coroutine[Any, Any, aio.Cluster], **options: Any) -> Cluster:

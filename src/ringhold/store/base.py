@@ -3,7 +3,8 @@
 A revisioned key-value map with compare-and-commit, leases and watch. What is promised:
 
 - A commit happens entirely or not at all, at one revision; revisions only grow. Commits are
-  durable when `commit` returns, and strictly serializable among all processes of a store.
+  durable when `commit` returns, as far as the opening was asked for, and strictly
+  serializable among all processes of a store.
 - A snapshot shows exactly one revision.
 - A watch delivers every revision that touches its prefix, whole, in order, once.
 - A lease that was found gone stays gone; all keys bound to it disappear at one revision,
@@ -182,7 +183,20 @@ class Store(Protocol):
     async def expire_leases(self) -> None:
         """Ends the leases that are overdue or whose process is dead; cheap when there are none.
 
-        Called by whoever waits for somebody else's lease to end.
+        Called, at least every 50 ms, by whoever waits for somebody else's lease to end: leases
+        are judged by time in which the store could be written (`leases`), so in a store that
+        nobody writes to it is this call that lets time pass.
+        """
+
+    def lease_until(self, lease: bytes) -> int | None:
+        """The moment on `Clock.boottime_ns` before which nobody can end the lease by time.
+
+        None when the lease is gone. At least its stored deadline; later, though nothing renewed
+        it, once the store could not be written for so long that the next commit, whoever makes
+        it, gives every lease its whole TTL again. May be asked again and again, from any thread:
+        it waits for no commit, however stuck. Raises Closed, Corrupt, StoreUnavailable.
+
+        Nothing is said about a lease being revoked, or its process dying.
         """
 
     async def close(self) -> None:

@@ -30,7 +30,14 @@ import threading
 from ringhold.errors import InvalidInput
 
 _FLOCK = struct.Struct("hhqqi4x")
-_HOLDER = struct.Struct("<Q")
+_HOLDER = struct.Struct("<QQ")
+
+# struct statx: mask at 0, inode number at 32, birth time (i64 seconds, u32 nanoseconds) at 80.
+_STATX = struct.Struct("=I28xQ40xqI")
+_STATX_BYTES = 256
+_STATX_INO = 0x100
+_STATX_BTIME = 0x800
+_AT_FDCWD = -100
 
 REFUSED_FILE_SYSTEMS = {
     0x6969: "NFS",
@@ -147,9 +154,10 @@ class CommitLock:
         finally:
             self._turnstile.release()
 
-    def sign(self) -> None:
-        """Notes that this process holds the lock."""
-        self._lock.write(_HOLDER.pack(os.getpid()))
+    def sign(self, begun_ns: int = 0) -> None:
+        """Notes that this process holds the lock, for a commit that judges leases by `begun_ns`;
+        0 for none, or for one that failed."""
+        self._lock.write(_HOLDER.pack(os.getpid(), begun_ns))
 
     def holder(self) -> int:
         """The process that signed last; 0 when that is not known, closed files included."""
@@ -167,6 +175,19 @@ class CommitLock:
             self._lock.close()
         finally:
             self._turnstile.close()
+
+
+def begun_ns(path: str) -> int:
+    """By which moment the newest commit that was begun judges leases; 0 when there was none.
+
+    `path` is the lock file's. The commit may be over, or its process dead.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        signature = os.read(fd, _HOLDER.size)
+    finally:
+        os.close(fd)
+    return int(_HOLDER.unpack(signature)[1]) if len(signature) == _HOLDER.size else 0
 
 
 def create_session_file(path: str) -> LockFile:
@@ -263,6 +284,30 @@ def boot_id() -> bytes:
         return bytes.fromhex(os.read(fd, 64).decode("ascii").strip().replace("-", ""))
     finally:
         os.close(fd)
+
+
+def file_identity(path: str) -> int:
+    """A signed 64-bit number that tells the file at `path` from a copy put in its place.
+
+    Its birth in nanoseconds: it stays when the file is moved, and nobody can set it. On file
+    systems that do not know it (XFS of version 4, old tmpfs), the inode number, negative.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "statx"):
+        return -os.stat(path).st_ino
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    wanted = ctypes.c_uint(_STATX_INO | _STATX_BTIME)
+    if libc.statx(_AT_FDCWD, os.fsencode(path), 0, wanted, buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    mask, inode, seconds, nanoseconds = _STATX.unpack_from(buffer.raw)
+    return int(seconds * 10**9 + nanoseconds) if mask & _STATX_BTIME else -int(inode >> 1)
+
+
+def inode_of(path: str) -> tuple[int, int]:
+    """Device and inode number: what tells, cheaply, one file from another while it is open."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def time_namespace() -> str:

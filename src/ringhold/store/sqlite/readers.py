@@ -97,15 +97,6 @@ class Readers:
             self._arm(SNAPSHOT_AGE_MAX_S)
         return snapshot
 
-    def leases(self) -> list[tuple[bytes, int, bytes]]:
-        """Id, deadline and boot id of all leases."""
-        connection = self.take()
-        try:
-            with self.reading():
-                return list(connection.execute("SELECT id, deadline_ns, boot_id FROM lease"))
-        finally:
-            self.give(connection)
-
     def _arm(self, delay_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._drop_old)
 

@@ -37,6 +37,7 @@ from ringhold.store.requests import (
 )
 from ringhold.store.sqlite import schema
 from ringhold.store.sqlite.apply import GrantLease, RenewLease, Request, RevokeLeases
+from ringhold.store.sqlite.lease_times import LeaseTimes, commit_lock_path
 from ringhold.store.sqlite.opening import Opening
 from ringhold.store.sqlite.readers import Readers, SqliteSnapshot
 from ringhold.store.sqlite.watching import Watches
@@ -47,9 +48,17 @@ CREATE_POLL_S = 0.02
 
 
 async def open_sqlite_store(
-    directory: str, env: Env, *, create: bool, log_revisions: int = LOG_REVISIONS
+    directory: str,
+    env: Env,
+    *,
+    create: bool,
+    log_revisions: int = LOG_REVISIONS,
+    synced: bool = True,
 ) -> Store:
     """The store in `directory`.
+
+    synced: whether its commits are durable at a power cut; without, they outlive processes only,
+    and what a power cut takes away are the newest. Openings of one store may differ.
 
     Raises FileExistsError with `create` if there is one, FileNotFoundError without if there is
     none or its creation was never finished, Corrupt for a file that is damaged or not ours,
@@ -62,7 +71,7 @@ async def open_sqlite_store(
         await _create(absolute, env)
     else:
         await env.blocking(_check, absolute)
-    return SqliteStore(absolute, env, log_revisions=log_revisions)
+    return SqliteStore(absolute, env, log_revisions=log_revisions, synced=synced)
 
 
 def _database(directory: str) -> str:
@@ -148,21 +157,23 @@ def _check_database(database: str) -> None:
 class SqliteStore:
     """One opening of the store in `directory`; see `open_sqlite_store`."""
 
-    def __init__(self, directory: str, env: Env, *, log_revisions: int):
+    def __init__(self, directory: str, env: Env, *, log_revisions: int, synced: bool):
         self._sessions_directory = os.path.join(_locks(directory), "sessions")
-        self._env = env
-        self._boot_id = lock_files.boot_id()
+        boot_id = lock_files.boot_id()
         self._opening = Opening(_database(directory))
         # Locked until the lease ends, even beyond `close`: a lease is left to expire.
         self._sessions: dict[bytes, LockFile] = {}
         self._readers = Readers(self._opening, env)
         self._watches = Watches(self._readers, os.path.join(directory, "bells"))
+        lock_path = commit_lock_path(_locks(directory))
+        self._lease_times = LeaseTimes(self._opening, lock_path, env.clock, boot_id)
         self._writer = Writer(
             self._opening.path,
             CommitLock(_locks(directory)),
             env.clock,
-            self._boot_id,
+            boot_id,
             log_revisions=log_revisions,
+            synced=synced,
             on_ended=functools.partial(_remove_sessions, self._sessions_directory, self._sessions),
             on_committed=self._watches.committed,
         )
@@ -248,23 +259,18 @@ class SqliteStore:
 
     async def expire_leases(self) -> None:
         self._opening.check()
-        overdue, dead = self._ended_leases()
-        if overdue or dead:
-            await self._submit_repeatable(RevokeLeases(tuple(dead)))
-
-    def _ended_leases(self) -> tuple[bool, list[bytes]]:
-        """Whether any lease is overdue, and the leases of dead processes."""
-        now_ns = self._env.clock.boottime_ns()
-        rows = self._readers.leases()
-        overdue = any(
-            deadline_ns <= now_ns or boot_id != self._boot_id for _, deadline_ns, boot_id in rows
-        )
+        is_due, leases = self._lease_times.look()
         dead = [
             lease
-            for lease, _, _ in rows
+            for lease in leases
             if lease not in self._sessions and lock_files.is_abandoned(self._session_path(lease))
         ]
-        return overdue, dead
+        if is_due or dead:
+            await self._submit_repeatable(RevokeLeases(tuple(dead)))
+
+    def lease_until(self, lease: bytes) -> int | None:
+        check_lease(lease)
+        return self._lease_times.until(lease)
 
     async def close(self) -> None:
         if self._opening.closed or self._opening.is_inherited():
@@ -273,6 +279,7 @@ class SqliteStore:
         self._watches.close()
         await self._writer.close()
         self._readers.close()
+        self._lease_times.close()
         self._abandon.detach()
 
 

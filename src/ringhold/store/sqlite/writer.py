@@ -35,10 +35,11 @@ import apsw
 
 from ringhold.env import Clock
 from ringhold.errors import Corrupt, OutcomeUnknown, RingholdError, StoreUnavailable
-from ringhold.store.lock_files import CommitLock
+from ringhold.store.leases import SIGNING_NS_MAX
+from ringhold.store.lock_files import CommitLock, file_identity, inode_of
 from ringhold.store.requests import CommitRequest
 from ringhold.store.sqlite.apply import Applied, Now, Outcome, Request, apply
-from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, connect
+from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, connect, set_synced
 
 BATCH_MAX = 256
 BATCH_SIZE_MAX = 4 << 20
@@ -59,6 +60,19 @@ class _Queued:
 def named_holder(lock: CommitLock) -> str:
     pid = lock.holder()
     return f"the process {pid}" if pid else "a process that is not known"
+
+
+def sign(lock: CommitLock, clock: Clock) -> int:
+    """Notes in the lock's file by which moment the commit that now begins judges leases.
+
+    Whoever reads the file may rely on it (`leases`), so a signature that came late, since the
+    process was stopped before it wrote it, is written again.
+    """
+    while True:
+        now_ns = clock.boottime_ns()
+        lock.sign(now_ns)
+        if clock.boottime_ns() - now_ns < SIGNING_NS_MAX:
+            return now_ns
 
 
 def _size(queued: _Queued) -> int:
@@ -122,6 +136,7 @@ class Writer:
         boot_id: bytes,
         *,
         log_revisions: int,
+        synced: bool,
         on_ended: Callable[[Sequence[bytes]], None],
         on_committed: Callable[[Set[bytes]], None],
     ):
@@ -130,6 +145,9 @@ class Writer:
         self._clock = clock
         self._boot_id = boot_id
         self._log_revisions = log_revisions
+        self._synced = synced
+        self._inode: tuple[int, int] | None = None
+        self._file = 0
         self._on_ended = on_ended
         self._on_committed = on_committed
         self._loop = asyncio.get_running_loop()
@@ -344,13 +362,30 @@ class Writer:
             self._call_loop(self._report, "a session file cannot be removed", error)
 
     def _apply(self, requests: list[Request]) -> Applied:
-        now_ns = self._clock.boottime_ns()
-        self._lock.sign()
+        inode = inode_of(self._path)
+        if self._inode not in (None, inode):
+            raise StoreUnavailable(
+                f"the store {self._path} was replaced while it was open: open the cluster again"
+            )
+        self._inode = inode
         if self._connection is None:
             self._connection = connect(self._path)
+            set_synced(self._connection, self._synced)
             self._checkpoints = Checkpoints(self._connection)
-        now = Now(now_ns, self._boot_id)
-        return apply(self._connection, requests, now, log_revisions=self._log_revisions)
+            self._file = file_identity(self._path)
+        now_ns = sign(self._lock, self._clock)
+        try:
+            return apply(
+                self._connection,
+                requests,
+                Now(now_ns, self._boot_id, self._file),
+                log_revisions=self._log_revisions,
+                synced=self._synced,
+            )
+        except BaseException:
+            # It is not under way any more, and did not write either: the gap goes on.
+            self._lock.sign()
+            raise
 
     def _give_up_connection(self) -> None:
         connection, self._connection, self._checkpoints = self._connection, None, None
