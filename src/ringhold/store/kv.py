@@ -13,7 +13,16 @@ from typing import TypeVar
 
 from ringhold.env import Env
 from ringhold.errors import Conflict, InvalidInput
-from ringhold.store.base import Absent, Changes, Compare, Store, Unchanged, prefix_end
+from ringhold.store.base import (
+    Absent,
+    Changes,
+    Compare,
+    HasDirectFace,
+    Store,
+    Transactional,
+    Unchanged,
+    prefix_end,
+)
 from ringhold.store.keyspace import KEY_VALUE
 from ringhold.store.repeat import NONCE_BYTES
 from ringhold.store.view import View, commit_known, transact
@@ -124,10 +133,10 @@ def remove(view: View, key: str | bytes) -> None:
     view.delete(store_key(key))
 
 
-class KeyValue:
-    """``cluster.kv`` of the async face: each call is a commit, or a read at one revision."""
+class PointOperations:
+    """Operations on single keys: each call is a commit, or a read at one revision."""
 
-    def __init__(self, store: Store, env: Env, check: Callable[[], None]):
+    def __init__(self, store: Transactional, env: Env, check: Callable[[], None]):
         self._store = store
         self._env = env
         self._check = check
@@ -194,6 +203,20 @@ class KeyValue:
             return entry.value
 
         return await transact(self._store, self._env, operation)
+
+
+class KeyValue(PointOperations):
+    """``cluster.kv`` of the async face."""
+
+    _store: Store
+
+    def direct(self) -> PointOperations | None:
+        """The same for blocking callers, as `base.DirectFace` says; None where the engine has
+        none."""
+        if not isinstance(self._store, HasDirectFace):
+            return None
+        direct = self._store.direct
+        return PointOperations(direct, direct.env, self._check)
 
     async def range(
         self,

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import apsw
 
-from ringhold.env import Env, finish
+from ringhold.env import Env
 from ringhold.errors import InvalidInput, OutcomeUnknown, SessionExpired, StoreUnavailable
 from ringhold.store import lock_files
 from ringhold.store.base import Changes, Compare, Put, Store
@@ -36,19 +36,28 @@ from ringhold.store.requests import (
 )
 from ringhold.store.sqlite import schema
 from ringhold.store.sqlite.apply import GrantLease, RenewLease, Request, RevokeLeases
+from ringhold.store.sqlite.direct import DirectFace
 from ringhold.store.sqlite.opening import Opening
 from ringhold.store.sqlite.readers import Readers, SqliteSnapshot
 from ringhold.store.sqlite.watching import Watches
-from ringhold.store.sqlite.writer import Writer, named_holder
+from ringhold.store.sqlite.writer import COMMIT_TIMEOUT_S, Writer, lock_not_had
 
 CREATE_WAIT_S = 10.0
 CREATE_POLL_S = 0.02
 
 
 async def open_sqlite_store(
-    directory: str, env: Env, *, create: bool, log_revisions: int = LOG_REVISIONS
+    directory: str,
+    env: Env,
+    *,
+    create: bool,
+    log_revisions: int = LOG_REVISIONS,
+    commit_timeout: float = COMMIT_TIMEOUT_S,
 ) -> Store:
     """The store in `directory`.
+
+    commit_timeout: seconds after which a commit that found no turn at the commit lock raises
+    StoreUnavailable, naming the process that holds the lock.
 
     Raises FileExistsError with `create` if there is one, FileNotFoundError without if there is
     none or its creation was never finished, Corrupt for a file that is damaged or not ours,
@@ -61,7 +70,7 @@ async def open_sqlite_store(
         await _create(absolute, env)
     else:
         await env.blocking(_check, absolute)
-    return SqliteStore(absolute, env, log_revisions=log_revisions)
+    return SqliteStore(absolute, env, log_revisions=log_revisions, commit_timeout_s=commit_timeout)
 
 
 def _database(directory: str) -> str:
@@ -75,14 +84,10 @@ def _locks(directory: str) -> str:
 async def _create(directory: str, env: Env) -> None:
     lock = await env.blocking(_prepare, directory, undo=CommitLock.close)
     try:
-        # Not waited for in a thread: that wait would have no end if the holder is stopped.
         limit_ns = env.clock.monotonic_ns() + int(CREATE_WAIT_S * 1e9)
         while not lock.try_acquire():
             if env.clock.monotonic_ns() >= limit_ns:
-                raise StoreUnavailable(
-                    f"the commit lock of {_database(directory)} was not to be had for "
-                    f"{CREATE_WAIT_S:g} s; {named_holder(lock)} took it last"
-                )
+                raise lock_not_had(_database(directory), lock, CREATE_WAIT_S)
             await env.sleep(CREATE_POLL_S)
         lock.sign()
         await env.blocking(_create_database, directory)
@@ -147,7 +152,7 @@ def _check_database(database: str) -> None:
 class SqliteStore:
     """One opening of the store in `directory`; see `open_sqlite_store`."""
 
-    def __init__(self, directory: str, env: Env, *, log_revisions: int):
+    def __init__(self, directory: str, env: Env, *, log_revisions: int, commit_timeout_s: float):
         self._sessions_directory = os.path.join(_locks(directory), "sessions")
         self._env = env
         self._boot_id = lock_files.boot_id()
@@ -158,13 +163,15 @@ class SqliteStore:
         self._watches = Watches(self._readers)
         self._writer = Writer(
             self._opening.path,
-            CommitLock(_locks(directory)),
+            _locks(directory),
             env.clock,
             self._boot_id,
             log_revisions=log_revisions,
+            commit_timeout_s=commit_timeout_s,
             on_ended=functools.partial(_remove_sessions, self._sessions_directory, self._sessions),
             on_committed=self._watches.wake,
         )
+        self.direct = DirectFace(self._opening, env, self._writer)
         self._abandon = weakref.finalize(self, _abandon, self._writer, self._opening)
 
     async def snapshot(self) -> SqliteSnapshot:
@@ -180,10 +187,7 @@ class SqliteStore:
         nonce: bytes | None = None,
     ) -> int:
         self._opening.check()
-        return await self._submit(checked_commit(compares, puts, deletes, nonce))
-
-    async def _submit(self, request: Request) -> int:
-        return await finish(self._writer.submit(request))
+        return await self._writer.submit(checked_commit(compares, puts, deletes, nonce))
 
     def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
         self._opening.check()
@@ -200,11 +204,10 @@ class SqliteStore:
         except FileExistsError:
             raise InvalidInput(f"lease {lease.hex()} exists already") from None
         self._sessions[lease] = file
-        granted = self._writer.submit(request)
         try:
-            await finish(granted)
-        except asyncio.CancelledError:
-            if granted.exception() is None:
+            await self._writer.submit(request)
+        except asyncio.CancelledError as cancelled:
+            if cancelled.__cause__ is None:
                 self._unlock_session(lease)
             else:
                 _remove_sessions(self._sessions_directory, self._sessions, [lease])
@@ -241,7 +244,7 @@ class SqliteStore:
 
     async def _submit_repeatable(self, request: Request) -> None:
         try:
-            await self._submit(request)
+            await self._writer.submit(request)
         except OutcomeUnknown as error:
             raise StoreUnavailable(f"{error} (the call may be repeated)") from error
 
@@ -272,6 +275,7 @@ class SqliteStore:
         self._watches.close()
         await self._writer.close()
         self._readers.close()
+        self.direct.close()
         self._abandon.detach()
 
 
