@@ -147,13 +147,13 @@ class BlockingKeyValue(Subscripts):
     def __init__(self, kv: KeyValue, bridge: Bridge):
         super().__init__(kv, bridge)
         self._kv = kv
-        self._direct = kv.direct()
 
     def _run(self, operation: Callable[[PointOperations], Coroutine[Any, Any, T]]) -> T:
-        if self._direct is None:
-            return self._bridge.run(operation(self._kv))
+        kv = self._kv
+        if kv.direct is None:
+            return self._bridge.run(operation(kv))
         self._bridge.check_callable()
-        return run_direct(operation(self._direct))
+        return run_direct(operation(kv.direct))
 
     def __delitem__(self, key: str | bytes) -> None:
         if self._run(lambda kv: kv.pop(key)) is None:

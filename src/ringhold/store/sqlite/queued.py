@@ -31,18 +31,15 @@ BATCH_SIZE_MAX = 4 << 20
 class Waiting:
     """One request and whoever waits for its outcome: a thread, or a task with a `future`."""
 
-    __slots__ = ("_told", "future", "outcome", "request", "since_ns")
+    __slots__ = ("_told", "future", "outcome", "request", "since_ns", "size")
 
     def __init__(self, request: Request, since_ns: int, future: asyncio.Future[None] | None = None):
         self.request = request
+        self.size = request.size if isinstance(request, CommitRequest) else 0
         self.since_ns = since_ns
         self.future = future
         self.outcome: Outcome | None = None
         self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    @property
-    def size(self) -> int:
-        return self.request.size if isinstance(self.request, CommitRequest) else 0
 
     def answer(self, outcome: Outcome) -> None:
         """From any thread; may be repeated. A task must be told on its loop as well."""

@@ -17,7 +17,7 @@ import asyncio
 import functools
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import apsw
 
@@ -169,7 +169,9 @@ class SqliteStore:
             log_revisions=log_revisions,
             commit_timeout_s=commit_timeout_s,
             on_ended=functools.partial(_remove_sessions, self._sessions_directory, self._sessions),
-            on_committed=self._watches.wake,
+            on_committed=functools.partial(
+                _call_loop, asyncio.get_running_loop(), self._watches.wake
+            ),
         )
         self.direct = DirectFace(self._opening, env, self._writer)
         self._abandon = weakref.finalize(self, _abandon, self._writer, self._opening)
@@ -288,6 +290,15 @@ def _remove_sessions(
         file = sessions.pop(lease, None)
         if file is not None:
             file.close()
+
+
+def _call_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        # The loop ended before the store was closed: nobody watches any more.
+        if not loop.is_closed():
+            raise
 
 
 def _abandon(writer: Writer, opening: Opening) -> None:

@@ -307,14 +307,21 @@ class Writer:
     def _answer(self, turn: Turn) -> None:
         if turn.answered or turn.outcomes is None:
             return
+        tasks = False
         for waiting, outcome in zip(turn.batch, turn.outcomes, strict=True):
             waiting.answer(outcome)
-        self._call_loop(self._told, turn.batch)
+            tasks = tasks or waiting.future is not None
+        if tasks:
+            self._call_loop(self._deliver, turn.batch)
+        if turn.begun:
+            self._tell_committed()
         turn.answered = True
 
-    def _told(self, batch: Sequence[Waiting]) -> None:
-        self._deliver(batch)
-        self._on_committed()
+    def _tell_committed(self) -> None:
+        try:
+            self._on_committed()
+        except Exception as error:
+            self._call_loop(self._report, "watches could not be told of a commit", error)
 
     def _commit(self, batch: Sequence[Waiting]) -> list[Outcome]:
         try:
