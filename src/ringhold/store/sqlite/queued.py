@@ -31,7 +31,7 @@ BATCH_SIZE_MAX = 4 << 20
 class Waiting:
     """One request and whoever waits for its outcome: a thread, or a task with a `future`."""
 
-    __slots__ = ("_told", "future", "outcome", "request", "since_ns", "size")
+    __slots__ = ("_told", "future", "outcome", "request", "since_ns", "size", "taken")
 
     def __init__(self, request: Request, since_ns: int, future: asyncio.Future[None] | None = None):
         self.request = request
@@ -39,6 +39,7 @@ class Waiting:
         self.since_ns = since_ns
         self.future = future
         self.outcome: Outcome | None = None
+        self.taken = False
         self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def answer(self, outcome: Outcome) -> None:
@@ -90,6 +91,8 @@ class Queue:
             taken = (*islice(self._leases, leases), *islice(self._commits, commits))
             # Whoever was interrupted while withdrawing left the queue to this.
             batch += [waiting for waiting in taken if waiting.outcome is None]
+            for waiting in batch:
+                waiting.taken = True
             self._overtaken = bool(leases) and commits < len(self._commits)
             for _ in range(leases):
                 self._leases.popleft()
@@ -122,11 +125,15 @@ class Queue:
         """Answers it with `outcome` if no turn has it, and says whether."""
         with self._guard:
             line = self._line_of(waiting)
-            if waiting.outcome is None and waiting in line:
+            if waiting in line:
                 waiting.answer(outcome)
                 line.remove(waiting)
-                return True
-            return False
+            elif not waiting.taken and waiting.outcome is None:
+                # Its thread was interrupted before it came to be queued.
+                waiting.answer(outcome)
+            else:
+                return False
+            return True
 
     def overdue(self, limit_ns: int) -> list[Waiting]:
         """What waits since `limit_ns` or before."""
