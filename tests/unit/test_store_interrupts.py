@@ -188,12 +188,16 @@ class Crew:
         put(self.store, key, b"%d" % done)
         self.counts[key] = done
 
+    def count_for_ever(self, key: bytes) -> None:
+        while not self.stopping:
+            try:
+                self.count(key)
+            except OutcomeUnknown:
+                continue
+
     def thread(self, key: bytes) -> None:
         try:
-            while not self.stopping:
-                self.count(key)
-        except OutcomeUnknown:
-            self.thread(key)
+            self.count_for_ever(key)
         except BaseException as error:
             self.errors.append(error)
 
@@ -246,11 +250,7 @@ def test_signals_at_any_moment_while_others_commit(store: Any) -> None:
             for _ in range(300):
                 signal.setitimer(signal.ITIMER_REAL, generator.uniform(0.0001, 0.006), 0.5)
                 with pytest.raises(Interrupt):
-                    while True:
-                        try:
-                            crew.count(b"main")
-                        except OutcomeUnknown:
-                            continue
+                    crew.count_for_ever(b"main")
                 signal.setitimer(signal.ITIMER_REAL, 0)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -267,11 +267,7 @@ def test_asynchronous_exceptions_in_a_thread_while_others_commit(store: Any) -> 
         for _ in range(rounds):
             try:
                 ready.release()
-                while True:
-                    try:
-                        crew.count(b"victim")
-                    except OutcomeUnknown:
-                        continue
+                crew.count_for_ever(b"victim")
             except Interrupt:
                 continue
 
