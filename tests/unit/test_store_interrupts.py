@@ -128,7 +128,9 @@ def test_an_interrupt_at_any_place_of_a_leader_loses_nothing(store: Any, tmp_pat
     writer = store._writer
     unknown = missed = 0
     number = 1
-    while missed < 5:
+    while missed < 20:
+        while writer._leading or not writer._doorbell.empty():
+            time.sleep(0.001)
         # Somebody else's request, which the leader takes along.
         theirs = b"theirs %d" % number
         request = checked_commit([], [Put(theirs, b"")], [], None)

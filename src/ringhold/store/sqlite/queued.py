@@ -88,19 +88,17 @@ class Queue:
             if self._overtaken and self._commits:
                 leases = 0
             commits = self._fitting(BATCH_MAX - leases, alone=not leases)
-            taken = (*islice(self._leases, leases), *islice(self._commits, commits))
-            # Whoever was interrupted while withdrawing left the queue to this.
-            batch += [waiting for waiting in taken if waiting.outcome is None]
+            batch += islice(self._leases, leases)
+            batch += islice(self._commits, commits)
+            self._overtaken = bool(leases) and commits < len(self._commits)
             for waiting in batch:
                 waiting.taken = True
-            self._overtaken = bool(leases) and commits < len(self._commits)
-            for _ in range(leases):
-                self._leases.popleft()
-            for _ in range(commits):
-                self._commits.popleft()
+                self._line_of(waiting).popleft()
 
     def _fitting(self, count_max: int, *, alone: bool) -> int:
         """How many commits go into one batch; the first, however large, if it begins it."""
+        if len(self._commits) <= 1 and alone:
+            return len(self._commits)
         size = 0
         for count, waiting in enumerate(islice(self._commits, count_max)):
             size += waiting.size
@@ -114,11 +112,13 @@ class Queue:
         with self._guard:
             self._leases = self._with(batch, taken, self._leases)
             self._commits = self._with(batch, taken, self._commits)
+            for waiting in batch:
+                waiting.taken = False
 
     def _with(
         self, batch: list[Waiting], taken: set[Waiting], line: deque[Waiting]
     ) -> deque[Waiting]:
-        mine = [w for w in batch if self._line_of(w) is line and w.outcome is None]
+        mine = [waiting for waiting in batch if self._line_of(waiting) is line]
         return deque([*mine, *(waiting for waiting in line if waiting not in taken)])
 
     def withdraw(self, waiting: Waiting, outcome: Outcome) -> bool:
@@ -126,14 +126,12 @@ class Queue:
         with self._guard:
             line = self._line_of(waiting)
             if waiting in line:
-                waiting.answer(outcome)
+                # Nobody finds it any more, and as it is not taken, a repetition answers it.
                 line.remove(waiting)
-            elif not waiting.taken and waiting.outcome is None:
-                # Its thread was interrupted before it came to be queued.
+            if not waiting.taken and waiting.outcome is None:
                 waiting.answer(outcome)
-            else:
-                return False
-            return True
+                return True
+            return False
 
     def overdue(self, limit_ns: int) -> list[Waiting]:
         """What waits since `limit_ns` or before."""

@@ -109,7 +109,7 @@ class Checkpoints:
 class Turn:
     """One batch and how far it came: what there is left to do when its thread is interrupted."""
 
-    __slots__ = ("answered", "batch", "begun", "cause", "locking", "outcomes")
+    __slots__ = ("answered", "batch", "begun", "cause", "locking", "outcomes", "over")
 
     def __init__(self) -> None:
         self.batch: list[Waiting] = []
@@ -117,6 +117,7 @@ class Turn:
         self.begun = False
         self.outcomes: list[Outcome] | None = None
         self.answered = False
+        self.over = False
         self.cause: BaseException | None = None
 
 
@@ -201,13 +202,16 @@ class Writer:
                 finally:
                     self._end_turn(turn)
             finally:
-                self._end_turn(turn)
-            if not waiting.wait(self._commit_timeout_s):
+                if not turn.over:
+                    self._end_turn(turn)
+            if waiting.outcome is None and not waiting.wait(self._commit_timeout_s):
                 error = lock_not_had(self._path, self._lock, self._commit_timeout_s)
                 self._queue.withdraw(waiting, error)
         finally:
-            self._end_turn(turn)
-            self._settle(waiting)
+            if not turn.over:
+                self._end_turn(turn)
+            if waiting.outcome is None:
+                self._settle(waiting)
         return _result(waiting)
 
     def _settle(self, waiting: Waiting) -> None:
@@ -297,6 +301,7 @@ class Writer:
             self._leading.pop("leader", None)
         if self._queue or self._stopping or self._failure is not None:
             self._ring()
+        turn.over = True
 
     def _release(self) -> None:
         try:
