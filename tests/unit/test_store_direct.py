@@ -230,6 +230,16 @@ def test_threads_and_tasks_share_fsyncs(store: Any, monkeypatch: pytest.MonkeyPa
     assert len(sizes) < 640 / 3
 
 
+@pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan"), float("inf"), 1e6])
+def test_a_commit_timeout_must_mean_something(tmp_path: Path, timeout_s: float) -> None:
+    opening = open_sqlite_store(
+        str(tmp_path / "data"), real_env(), create=True, commit_timeout=timeout_s
+    )
+    with pytest.raises(InvalidInput, match="commit_timeout"):
+        process_bridge().run(opening)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_coroutine_that_suspends_is_refused() -> None:
     async def suspended() -> None:
         await asyncio.sleep(0)

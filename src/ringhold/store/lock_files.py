@@ -10,6 +10,8 @@ Guarantees:
   process, however it ends. Files are opened with O_CLOEXEC and unlocked explicitly.
 - In a forked child inherited descriptors are closed, never unlocked: an unlock would release
   the parent's lock, since both share the open file description.
+- A lock is waited for in short polls, which a FIFO beside it cuts short when the lock is given
+  back: nobody who stopped wanting it stays behind in a call that only its holder can end.
 - A session's file is locked before its lease is registered in the store, so a registered lease
   whose file can be locked belongs to a process that is dead.
 - Directories on NFS, 9p, SMB and FUSE (virtiofs included) are refused: their locks and shared

@@ -1,7 +1,7 @@
 """The embedded store of one directory, for several processes of one host.
 
     store/store.db (-wal, -shm)   the database; opened by nothing but SQLite
-    locks/commit, locks/turnstile the commit lock
+    locks/commit, locks/turnstile the commit lock; with ".free", the FIFOs in which it is rung
     locks/sessions/<lease hex>    one locked file for every lease of a live process
 
 Guarantees what `base.Store` does. In addition the lease of a process that is dead ends at the
@@ -43,6 +43,7 @@ from ringhold.store.sqlite.watching import Watches
 from ringhold.store.sqlite.writer import COMMIT_TIMEOUT_S, Writer, lock_not_had
 
 CREATE_WAIT_S = 10.0
+COMMIT_TIMEOUT_S_MAX = 86_400.0
 CREATE_POLL_S = 0.02
 
 
@@ -65,6 +66,11 @@ async def open_sqlite_store(
     system, OSError naming the path when the directory cannot be used, StoreUnavailable naming
     the process that keeps a store from being created for CREATE_WAIT_S seconds.
     """
+    if not 0 < commit_timeout <= COMMIT_TIMEOUT_S_MAX:
+        raise InvalidInput(
+            f"commit_timeout must be above 0 and at most {COMMIT_TIMEOUT_S_MAX:g} seconds: "
+            f"{commit_timeout!r}"
+        )
     absolute = await env.blocking(os.path.abspath, directory)
     if create:
         await _create(absolute, env)

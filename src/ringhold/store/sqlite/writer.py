@@ -276,7 +276,7 @@ class Writer:
         if turn.batch:
             turn.begun = True
             try:
-                turn.outcomes = self._commit(turn.batch)
+                self._commit(turn)
             except BaseException as error:
                 turn.cause = error
                 raise
@@ -289,8 +289,8 @@ class Writer:
         if self._leading.get("leader") is turn:
             if turn.begun and turn.outcomes is None:
                 self._give_up_connection()
-                why = RuntimeError(f"interrupted by {turn.cause!r}")
-                turn.outcomes = self._refused(turn.batch, OutcomeUnknown, turn.cause or why)
+                cause = turn.cause or InterruptedError("the committing thread was interrupted")
+                turn.outcomes = self._refused(turn.batch, OutcomeUnknown, cause)
             if turn.locking:
                 self._release()
                 turn.locking = False
@@ -328,19 +328,20 @@ class Writer:
         except Exception as error:
             self._call_loop(self._report, "watches could not be told of a commit", error)
 
-    def _commit(self, batch: Sequence[Waiting]) -> list[Outcome]:
+    def _commit(self, turn: Turn) -> None:
         try:
-            applied = self._apply([waiting.request for waiting in batch])
+            applied = self._apply([waiting.request for waiting in turn.batch])
         except (StoreUnavailable, OutcomeUnknown, Corrupt) as error:
             self._give_up_connection()
-            return self._refused(batch, type(error), error)
+            turn.outcomes = self._refused(turn.batch, type(error), error)
         except Exception as error:
             # Nothing was begun, or it was rolled back: the commit itself is judged above.
             self._give_up_connection()
-            return self._refused(batch, StoreUnavailable, error)
-        if applied.ended:
-            self._end_sessions(applied.ended)
-        return applied.outcomes
+            turn.outcomes = self._refused(turn.batch, StoreUnavailable, error)
+        else:
+            if applied.ended:
+                self._end_sessions(applied.ended)
+            turn.outcomes = applied.outcomes
 
     def _apply(self, requests: list[Request]) -> Applied:
         now_ns = self._clock.boottime_ns()
