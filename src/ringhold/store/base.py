@@ -22,11 +22,14 @@ bytes in their keys and values: while it is made durable everybody else waits, l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from ringhold.env import Env
 from ringhold.types import Entry, Event
+
+T = TypeVar("T")
 
 KEY_BYTES_MAX = 8192
 OPERATIONS_MAX = 100_000
@@ -127,11 +130,10 @@ class Snapshot(Protocol):
     async def close(self) -> None: ...
 
 
-class Store(Protocol):
-    """An open store. Every method but `close` raises Closed after `close`.
+class Transactional(Protocol):
+    """The part of a store that operations on keys need, one view at a time.
 
-    All methods are coroutine-safe on the loop that opened the store. Cancelling `commit` after
-    it was queued waits for its outcome, then raises CancelledError.
+    Cancelling `commit` after it was queued waits for its outcome, then raises CancelledError.
     """
 
     async def snapshot(self) -> Snapshot:
@@ -159,6 +161,40 @@ class Store(Protocol):
         StoreUnavailable (nothing happened), OutcomeUnknown (repeat with the same nonce to learn
         what happened).
         """
+
+
+class DirectFace(Transactional, Protocol):
+    """A store as blocking callers use it: from any thread, by coroutines that never suspend."""
+
+    @property
+    def env(self) -> Env:
+        """For what runs together with it: its coroutines never suspend either."""
+
+
+@runtime_checkable
+class HasDirectFace(Protocol):
+    """A store whose operations on keys may run on the calling thread."""
+
+    @property
+    def direct(self) -> DirectFace: ...
+
+
+def run_direct(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that uses a direct face and its `env` alone."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a coroutine of the direct face suspended")
+
+
+class Store(Transactional, Protocol):
+    """An open store. Every method but `close` raises Closed after `close`.
+
+    All methods are coroutine-safe on the loop that opened the store.
+    """
 
     def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
         """Yields the changes below `prefix` of all revisions >= `from_revision`, for ever.
