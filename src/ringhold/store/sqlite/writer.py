@@ -500,3 +500,10 @@ class Writer:
         """Lets the thread end by itself once it has nothing to do."""
         self._stopping = True
         self._doorbell.put(None)
+
+
+def _result(waiting: Waiting) -> int:
+    if isinstance(waiting.outcome, BaseException):
+        raise waiting.outcome
+    assert waiting.outcome is not None
+    return waiting.outcome
