@@ -355,6 +355,8 @@ class SessionLocks:
             except RingholdError as error:
                 self._fail(lock, error, lambda waiter: True)
                 await self._env.sleep(RETRY_S)
+            # Reads of the store need not suspend: let others run between two steps.
+            await asyncio.sleep(0)
 
     def _next_step(self, lock: CachedLock) -> Step | None:
         waiters = self._queued_here(lock)
@@ -400,7 +402,7 @@ class SessionLocks:
     async def _exchange(self, lock: CachedLock) -> None:
         """Shared here, wanted exclusively by somebody else here: when the sharers are done."""
         try:
-            if await self._close_gate(lock, EXCLUSIVE):
+            if await self._close_gate(lock, EXCLUSIVE, self._exclusively_wanted):
                 await self.claims.fetch(lock, functools.partial(self._demand, lock))
         finally:
             self._set_gate(lock)
@@ -433,8 +435,15 @@ class SessionLocks:
     def _in_use(self, lock: CachedLock) -> bool:
         return bool(self.table.holders(lock.name)) and self.parties(lock.name) != ([], [])
 
-    async def _close_gate(self, lock: CachedLock, mode: Mode) -> bool:
-        """Waits until the gate holds the name in `mode`; False when that was called off."""
+    def _exclusively_wanted(self, lock: CachedLock) -> bool:
+        demand = self._demand(lock)
+        return demand is not None and demand[0] is EXCLUSIVE
+
+    async def _close_gate(
+        self, lock: CachedLock, mode: Mode, still: Callable[[CachedLock], bool] | None = None
+    ) -> bool:
+        """Waits until the gate holds the name in `mode`; False when that was called off, or is
+        `still` wanted no more."""
         lock.stop = False
         try:
             if self.table.request(lock.name, lock.gate, mode):
@@ -443,7 +452,7 @@ class SessionLocks:
             return False  # Somebody here waits to upgrade: that comes first.
         try:
             while not self._has((lock.name, lock.gate), mode):
-                if lock.stop:
+                if lock.stop or (still is not None and not still(lock)):
                     return False
                 if lock.look:
                     # Nobody should be kept waiting who would not.
@@ -527,6 +536,8 @@ class SessionLocks:
                 self._wake_thread((lock.name, owner), told)
             elif waiter is not None and not waiter.future.done() and concerned(waiter):
                 waiter.future.set_exception(told)
+                # At once, not when the waiter comes to it: the work on the lock goes on.
+                self._deliver(self.table.cancel(lock.name, owner))
 
     def _wake_thread(self, key: Key, error: RingholdError | None) -> None:
         waiter = self._threads.get(key)
