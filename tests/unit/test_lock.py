@@ -1,15 +1,15 @@
 """Goal: a lock has the manners of threading.Lock, and a block is never entered without it.
 
-Method: clusters in memory through the public interface; threads for the blocking face, tasks
-for the async one; a real SIGINT for the interrupt.
+Method: clusters in memory through the public interface of the blocking face, from several
+threads; a real SIGINT for the interrupt.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -130,12 +130,100 @@ def test_impossible_names(cluster: ringhold.Cluster, name: Any) -> None:
         cluster.lock(None)  # type: ignore[arg-type]
 
 
-def test_other_modes_are_refused(cluster: ringhold.Cluster) -> None:
-    for mode in ("shared", "x", ""):
+def test_modes_and_delays_are_checked(cluster: ringhold.Cluster) -> None:
+    for mode in ("update", "intent_shared", "x", "", "Shared"):
         with pytest.raises(InvalidInput):
             cluster.lock("x", mode=mode)
-    with pytest.raises(TypeError):
-        cluster.lock("x", mode=1)  # type: ignore[arg-type]
+    for other in (1, None, b"shared"):
+        with pytest.raises(TypeError):
+            cluster.lock("x", mode=other)  # type: ignore[arg-type]
+    for delay in (-1, -0.001, float("nan"), float("inf"), 86_401):
+        with pytest.raises(InvalidInput, match="lock_delay"):
+            cluster.lock("x", lock_delay=delay)
+    for wrong in ("1", None, True):
+        with pytest.raises(TypeError, match="lock_delay"):
+            cluster.lock("x", lock_delay=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput):
+        cluster.lock("x", mode="shared", lock_delay=1)
+    with cluster.lock("x", lock_delay=1) as grant:
+        grant.check()
+    with cluster.lock("x", lock_delay=86_400), cluster.lock("y", mode="shared", lock_delay=0):
+        pass
+
+
+def test_sharers_are_inside_together_and_keep_writers_out(cluster: ringhold.Cluster) -> None:
+    shared = cluster.lock("x", mode="shared")
+    with shared as grant, cluster.lock("x", mode="shared", owner=2) as other:
+        assert grant.mode == other.mode == "shared"
+        assert not grant.token & 1
+        assert in_thread(lambda: cluster.lock("x").acquire(timeout=0.02)) is None
+        third = in_thread(shared.try_acquire)
+        assert third is not None
+        third.release()
+        assert shared.locked()
+        assert {party.mode for party in cluster.locks.holders("x")} == {"shared"}
+    with cluster.lock("x") as exclusive:
+        assert exclusive.token > grant.token
+        assert in_thread(shared.try_acquire) is None
+
+
+def test_a_reentrant_lock_counts_per_owner(cluster: ringhold.Cluster) -> None:
+    lock = cluster.lock("x", reentrant=True, timeout=5)
+    with lock as outer, lock as inner:
+        assert inner is not outer
+        assert inner.token == outer.token
+        third = lock.try_acquire()
+        assert third is not None
+        assert third.token == outer.token
+        assert in_thread(lock.try_acquire) is None
+        lock.release()
+        with pytest.raises(NotOwned):
+            third.check()
+        inner.check()
+        # Another handle of the same name, which is not reentrant.
+        with pytest.raises(DeadlockError):
+            cluster.lock("x").acquire()
+        with pytest.raises(DeadlockError):
+            cluster.lock("x", mode="shared").acquire()
+    assert not lock.locked()
+    # Whoever shares it gets more by upgrading, not by asking again.
+    with cluster.lock("x", mode="shared", reentrant=True), pytest.raises(DeadlockError):
+        lock.acquire(timeout=1)
+    with lock, cluster.lock("x", mode="shared", reentrant=True) as again:
+        assert again.mode == "exclusive"
+
+
+def test_upgrading_and_downgrading(cluster: ringhold.Cluster) -> None:
+    shared = cluster.lock("x", mode="shared")
+    with shared as grant:
+        before = grant.token
+        assert grant.upgrade() == grant.token > before
+        assert (grant.mode, grant.token & 1) == ("exclusive", 1)
+        assert in_thread(shared.try_acquire) is None
+        exclusive = grant.token
+        assert grant.downgrade() == grant.token > exclusive
+        assert (grant.mode, grant.token & 1) == ("shared", 0)
+        other = in_thread(shared.try_acquire)
+        assert other is not None
+        for timeout in (0, 0.02):
+            with pytest.raises(LockTimeout) as caught:
+                grant.upgrade(timeout=timeout)
+            assert caught.value.name == "x"
+        assert grant.mode == "shared"
+        for timeout in (-2, float("nan")):
+            with pytest.raises(ValueError, match="timeout"):
+                grant.upgrade(timeout=timeout)
+        upgraded: list[Any] = []
+        thread = threading.Thread(target=lambda: upgraded.append(in_thread(grant.upgrade)))
+        thread.start()
+        until(lambda: cluster.locks.waiters("x"))
+        assert isinstance(in_thread(other.upgrade), DeadlockError)
+        other.release()
+        thread.join(10)
+        assert upgraded == [grant.token]
+    for call in (grant.upgrade, grant.downgrade):
+        with pytest.raises(NotOwned):
+            call()
 
 
 def test_a_thread_cannot_wait_for_itself(cluster: ringhold.Cluster) -> None:
@@ -159,6 +247,12 @@ def test_a_given_owner_is_not_a_thread(cluster: ringhold.Cluster) -> None:
     assert isinstance(in_thread(mine.acquire), DeadlockError)
     in_thread(mine.release)
     assert not mine.locked()
+    for large in (1 << 61, (1 << 62) - 1, 1 << 62, (1 << 63) - 1):
+        with cluster.lock("x", owner=large) as held:
+            assert cluster.lock("x", owner=large).owned()
+            assert [party.token for party in cluster.locks.holders("x")] == [held.token]
+            assert cluster.lock("x", owner=large - 1).try_acquire() is None
+            assert isinstance(in_thread(cluster.lock("x", owner=large).acquire), DeadlockError)
     for wrong in (0, -1, 1 << 63):
         with pytest.raises(InvalidInput):
             cluster.lock("x", owner=wrong)
@@ -277,37 +371,168 @@ def test_closing_wakes_the_waiters(cluster: ringhold.Cluster) -> None:
             call()
 
 
-def test_tasks_own_locks_on_the_async_face() -> None:
-    async def main() -> None:
-        async with ringhold.aio.create(f"memory://lock{next(_names)}") as cluster:
-            lock = cluster.lock("x", timeout=5)
-            async with lock as grant:
-                assert lock.owned()
-                assert await lock.locked()
-                assert isinstance(grant.lost, asyncio.Event)
-                with pytest.raises(DeadlockError):
-                    await cluster.lock("x").acquire()
+@pytest.fixture
+def _many_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
 
-                async def other() -> None:
-                    assert not lock.owned()
-                    assert await lock.try_acquire() is None
-                    with pytest.raises(LockTimeout):
-                        async with cluster.lock("x", timeout=0.01):
-                            raise AssertionError("entered without the lock")
 
-                await asyncio.create_task(other())
-            assert not await lock.locked()
-            # Cancelled from outside, as asyncio.timeout does it.
-            async with cluster.lock("x", owner=9):
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(0.05):
-                        await lock.acquire()
-                assert await cluster.locks.waiters("x") == []
-            assert await cluster.locks.break_("x") is False
-            broken = await lock.acquire()
-            assert broken is not None
-            await cluster.locks.break_("x")
-            with pytest.raises(LockLost):
-                await lock.release()
+@pytest.mark.usefixtures("_many_switches")
+def test_of_threads_that_release_one_grant_one_succeeds(cluster: ringhold.Cluster) -> None:
+    lock = cluster.lock("x")
+    for _ in range(50):
+        grant = lock.acquire()
+        assert grant is not None
+        outcomes: list[object] = []
+        start = threading.Barrier(3)
 
-    asyncio.run(main())
+        def release(
+            grant: ringhold.Grant = grant,
+            outcomes: list[object] = outcomes,
+            start: threading.Barrier = start,
+        ) -> None:
+            start.wait()
+            try:
+                grant.release()
+                outcomes.append(None)
+            except NotOwned as error:
+                outcomes.append(error)
+
+        threads = [threading.Thread(target=release) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert len(outcomes) == 3
+        assert outcomes.count(None) == 1
+        assert not lock.owned()
+
+
+@pytest.mark.usefixtures("_many_switches")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_hammered_by_threads_the_lock_excludes_and_tokens_grow(
+    cluster: ringhold.Cluster, reentrant: bool
+) -> None:
+    count = 0
+    tokens: list[int] = []
+    readers = 0
+    errors: list[BaseException] = []
+
+    def write(rounds: int) -> None:
+        nonlocal count
+        lock = cluster.lock("x", timeout=30, reentrant=reentrant)
+        for _ in range(rounds):
+            with lock as grant:
+                assert readers == 0
+                seen = count
+                tokens.append(grant.token)
+                if reentrant:
+                    with lock as inner:
+                        assert inner.token == grant.token
+                assert tokens[-1] == grant.token
+                count = seen + 1
+
+    def read(rounds: int) -> None:
+        nonlocal readers
+        # `readers` is only ever raised and lowered by this one thread.
+        lock = cluster.lock("x", mode="shared", timeout=30)
+        for _ in range(rounds):
+            with lock as grant:
+                readers += 1
+                seen = count
+                assert not tokens or grant.token > tokens[-1]
+                assert count == seen
+                readers -= 1
+
+    def run(function: Callable[[int], None], rounds: int) -> None:
+        try:
+            function(rounds)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(write, 300)) for _ in range(4)]
+    threads.append(threading.Thread(target=run, args=(read, 150)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert count == len(tokens) == 1200
+    assert tokens == sorted(set(tokens))
+    assert cluster.locks.holders("x") == []
+    assert cluster.locks.waiters("x") == []
+
+
+def test_threads_that_would_wait_for_each_other(cluster: ringhold.Cluster) -> None:
+    with cluster.lock("x") as mine:
+
+        def other() -> object:
+            with cluster.lock("y"):
+                entered.set()
+                return cluster.lock("x").acquire(timeout=20)
+
+        entered = threading.Event()
+        outcome: list[Any] = []
+        thread = threading.Thread(target=lambda: outcome.append(in_thread(other)))
+        thread.start()
+        assert entered.wait(10)
+        until(lambda: cluster.locks.waiters("x"))
+        with pytest.raises(DeadlockError):
+            cluster.lock("y").acquire()
+        mine.check()
+    thread.join(10)
+    assert isinstance(outcome[0], ringhold.Grant)
+
+
+def test_a_waiting_thread_hears_of_a_broken_lock_and_waits_on(cluster: ringhold.Cluster) -> None:
+    holder = cluster.lock("x", owner=1).acquire()
+    assert holder is not None
+    outcome: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: outcome.append(in_thread(lambda: cluster.lock("x").acquire(timeout=20)))
+    )
+    thread.start()
+    until(lambda: cluster.locks.waiters("x"))
+    assert cluster.locks.break_("x")
+    thread.join(20)
+    assert outcome[0].token > holder.token
+    assert holder.lost.wait(10)
+    with pytest.raises(LockLost):
+        holder.release()
+    outcome[0].check()
+
+
+def test_a_callback_for_what_is_lost_already_runs_once(cluster: ringhold.Cluster) -> None:
+    grant = cluster.lock("x").acquire()
+    assert grant is not None
+    assert not grant.lost.is_set()
+    assert cluster.locks.break_("x")
+    assert grant.lost.wait(10)
+    called: list[threading.Thread] = []
+    done = threading.Event()
+
+    def tell(told: ringhold.Grant) -> None:
+        assert told is grant
+        called.append(threading.current_thread())
+        done.set()
+
+    grant.on_lost(tell)
+    assert done.wait(10)
+    assert len(called) == 1
+    assert called[0] is not threading.current_thread()
+    with pytest.raises(TypeError):
+        grant.on_lost(None)  # type: ignore[arg-type]
+    with pytest.raises(LockLost):
+        grant.check()
+    assert not cluster.lock("x").owned()
+    # The owner of what was lost may have it anew, and then releases the new one.
+    lock = cluster.lock("x", timeout=5)
+    with lock as again:
+        assert again.token > grant.token
+        with pytest.raises(LockLost):
+            grant.release()
+        again.check()
+        assert lock.owned()
+    assert not lock.locked()

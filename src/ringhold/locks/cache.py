@@ -31,9 +31,11 @@ from ringhold.core import LockTable
 from ringhold.env import Env
 from ringhold.errors import (
     Closed,
+    Conflict,
     DeadlockError,
     LockLost,
     LockTimeout,
+    NotOwned,
     RingholdError,
     SessionExpired,
 )
@@ -220,17 +222,26 @@ class SessionLocks:
                 raise LockTimeout("the lock is held or awaited")
             if not granted and not self.table.request(*key, mode):
                 await self._wait(lock, _Waiter(self._new_future(), mode, patient, False), key)
-            lock = self.locks[key[0]]
-            if not lock.exhausted:
-                break
-            self.release(*key)
-        if lock.delay_s < delay_s:
-            try:
-                await self.claims.set_delay(lock, delay_s)
-            except BaseException:
+            found = self.locks.get(key[0])
+            if found is None or not self._has(key, mode):
+                continue  # The lock was taken from the session before this task ran again.
+            if found.exhausted:
                 self.release(*key)
-                raise
-        return lock
+            elif found.delay_s >= delay_s or await self._set_delay(found, key, delay_s):
+                return found
+
+    async def _set_delay(self, lock: CachedLock, key: Key, delay_s: float) -> bool:
+        """False, and the lock is released, when it was taken from the session meanwhile."""
+        try:
+            await self.claims.set_delay(lock, delay_s)
+        except BaseException as error:
+            if not (lock.dead or self._ended):
+                self.release(*key)
+                self.look(lock.name)
+            if isinstance(error, Conflict):
+                return False
+            raise
+        return not lock.dead
 
     async def _renew(self, lock: CachedLock) -> None:
         """Gets the lock afresh from the store: its tokens are used up."""
@@ -245,10 +256,13 @@ class SessionLocks:
         # The gate must not be taken for another upgrade: this one comes before what it wants.
         self._deliver(self.table.cancel(lock.name, lock.gate))
         lock.stop = True
+        lock.wake.set()
         if not self.table.request(*key, EXCLUSIVE):
             await self._wait(lock, _Waiter(self._new_future(), EXCLUSIVE, True, True), key)
+        if self.locks.get(key[0]) is not lock:
+            raise LockLost("the lock was broken")
         self.release(*key)  # It counted as an acquisition; the mode stays.
-        return self.locks[key[0]]
+        return lock
 
     def downgrade(self, key: Key) -> CachedLock:
         """From exclusive to shared."""
@@ -308,6 +322,18 @@ class SessionLocks:
         if lock is not None:
             lock.look = True
             self.poke(lock)
+
+    async def broken(self, name: bytes) -> None:
+        """Until what this session held of a lock that was just broken is known to be lost."""
+        lock = self.locks.get(name)
+        if lock is None:
+            return
+        self.look(name)
+        since = lock.since
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_S):
+                while not lock.dead and lock.mode is not None and lock.since == since:
+                    await asyncio.sleep(0.001)
 
     def poke(self, lock: CachedLock) -> None:
         """Has whoever works on the lock look again."""
@@ -402,7 +428,7 @@ class SessionLocks:
     async def _exchange(self, lock: CachedLock) -> None:
         """Shared here, wanted exclusively by somebody else here: when the sharers are done."""
         try:
-            if await self._close_gate(lock, EXCLUSIVE, self._exclusively_wanted):
+            if await self._close_gate(lock, EXCLUSIVE, lambda: self._writer_waits(lock)):
                 await self.claims.fetch(lock, functools.partial(self._demand, lock))
         finally:
             self._set_gate(lock)
@@ -426,7 +452,8 @@ class SessionLocks:
             and self._in_use(lock)
         )
         try:
-            if await self._close_gate(lock, SHARED if share else EXCLUSIVE):
+            mode = SHARED if share else EXCLUSIVE
+            if await self._close_gate(lock, mode, lambda: lock.wanted is not None or lock.drop):
                 demand = functools.partial(self._demand, lock)
                 await self.claims.give(lock, demand, keep_shared=share)
         finally:
@@ -435,15 +462,13 @@ class SessionLocks:
     def _in_use(self, lock: CachedLock) -> bool:
         return bool(self.table.holders(lock.name)) and self.parties(lock.name) != ([], [])
 
-    def _exclusively_wanted(self, lock: CachedLock) -> bool:
-        demand = self._demand(lock)
-        return demand is not None and demand[0] is EXCLUSIVE
+    def _writer_waits(self, lock: CachedLock) -> bool:
+        queued = self._queued_here(lock)
+        return bool(queued) and queued[0][1] is EXCLUSIVE
 
-    async def _close_gate(
-        self, lock: CachedLock, mode: Mode, still: Callable[[CachedLock], bool] | None = None
-    ) -> bool:
+    async def _close_gate(self, lock: CachedLock, mode: Mode, needed: Callable[[], bool]) -> bool:
         """Waits until the gate holds the name in `mode`; False when that was called off, or is
-        `still` wanted no more."""
+        not `needed` any more."""
         lock.stop = False
         try:
             if self.table.request(lock.name, lock.gate, mode):
@@ -452,26 +477,27 @@ class SessionLocks:
             return False  # Somebody here waits to upgrade: that comes first.
         try:
             while not self._has((lock.name, lock.gate), mode):
-                if lock.stop or (still is not None and not still(lock)):
+                if lock.stop or not needed():
                     return False
                 if lock.look:
-                    # Nobody should be kept waiting who would not.
+                    # Nobody should be kept waiting who would not, or for who went away.
                     lock.look = False
                     await self.claims.refuse(lock)
                     continue
-                await self._pause(lock)
+                lock.look = not await self._woken(lock)
         finally:
             if not self._ended:
                 self._deliver(self.table.cancel(lock.name, lock.gate))
         return True
 
-    async def _pause(self, lock: CachedLock) -> None:
+    async def _woken(self, lock: CachedLock) -> bool:
+        """False when it is time to look without being told."""
         lock.wake.clear()
-        timer = self._loop.call_later(CHECK_S, lock.wake.set)
         try:
-            await lock.wake.wait()
-        finally:
-            timer.cancel()
+            async with asyncio.timeout(CHECK_S):
+                return await lock.wake.wait()
+        except TimeoutError:
+            return False
 
     def _set_gate(self, lock: CachedLock) -> None:
         """Opens the gate as far as the session holds the lock."""
@@ -508,8 +534,10 @@ class SessionLocks:
         for owner, _ in self.table.waiters(lock.name):
             self.table.cancel(lock.name, owner)
         for owner, _ in self.table.holders(lock.name):
-            while self.table.mode(lock.name, owner) is not None:
-                self.table.release(lock.name, owner)
+            # A thread may release at this very moment.
+            with contextlib.suppress(NotOwned):
+                while self.table.mode(lock.name, owner) is not None:
+                    self.table.release(lock.name, owner)
         del self.locks[lock.name]
         fresh = await self._lock_of(lock.name)
         for owner, mode in owners:
@@ -536,7 +564,7 @@ class SessionLocks:
                 self._wake_thread((lock.name, owner), told)
             elif waiter is not None and not waiter.future.done() and concerned(waiter):
                 waiter.future.set_exception(told)
-                # At once, not when the waiter comes to it: the work on the lock goes on.
+                # At once: until its task runs the request would be seen to again and again.
                 self._deliver(self.table.cancel(lock.name, owner))
 
     def _wake_thread(self, key: Key, error: RingholdError | None) -> None:
@@ -558,3 +586,11 @@ class SessionLocks:
     async def ended(self) -> None:
         """Waits until nothing is done in the store any more; to be called after `end`."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def drop_delays(self) -> None:
+        """To be called after `ended`, before a session ends that was not lost."""
+        for lock in list(self.locks.values()):
+            try:
+                await self.claims.drop_delay(lock)
+            except RingholdError as error:
+                logger.info("others will wait for lock %r: %s", lock.name, error)

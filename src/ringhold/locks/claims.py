@@ -153,12 +153,18 @@ class Claims:
                 return
             if lock.queued is not None and state.awaited_by(self._me) is None:
                 await self._find_queue_left(lock)
+            if lock.mode is not None and (own is None or own.since != lock.since):
+                await self._check_session()
+                raise Broken
             wanted = demand()
             if wanted is None:
-                if await self._leave_queue(lock):
+                if await self._leave_queue(lock, state):
                     return
                 continue
             mode, patient = wanted
+            if lock.mode is mode:
+                lock.wanted = self._first_other(state)
+                return  # Who wanted more has given up.
             blockers = self._blockers(state, mode)
             if not blockers and state.delay is not None and not state.holders:
                 # The last holder disappeared without giving the lock back.
@@ -247,13 +253,20 @@ class Claims:
         await self._check_session()
         raise Refused
 
-    async def _leave_queue(self, lock: CachedLock) -> bool:
-        """False when the lock was granted instead."""
+    async def _leave_queue(self, lock: CachedLock, state: LockState) -> bool:
+        """False when the lock was granted instead, or a holder has died.
+
+        The holders are told: for the sake of this session they keep newcomers of theirs waiting.
+        """
         if lock.queued is None:
             return True
+        letters = self._letters(lock, state.holders)
         try:
-            await self._commit([lock.queued], [], [lock.queued.key])
+            await self._commit([lock.queued], letters, [lock.queued.key])
         except Conflict:
+            return False
+        except SessionExpired:
+            await self._expect_other()
             return False
         lock.queued = None
         return True
@@ -352,7 +365,7 @@ class Claims:
                 lock.wanted = self._first_other(state)
                 return
             if demand() is None:
-                if await self._leave_queue(lock):
+                if await self._leave_queue(lock, state):
                     return
                 continue
             if lock.queued is None:
@@ -396,8 +409,8 @@ class Claims:
         return state
 
     async def refuse(self, lock: CachedLock) -> None:
-        """Sends those away who would not wait."""
-        state = await read_lock(self._store, lock.keys)
+        """Sends those away who would not wait. Broken as in `examine`."""
+        state = await self._own_state(lock)
         away = [waiting for waiting in state.queue if waiting.record.impatient]
         for waiting in away:
             try:
@@ -490,6 +503,12 @@ class Claims:
         if lock.delay_s < delay_s:
             await self._commit([lock.held(self._me)], [Put(lock.keys.delay, encode(delay_s))], [])
             lock.delay_s = delay_s
+
+    async def drop_delay(self, lock: CachedLock) -> None:
+        """The session ends as it should: nobody is to be kept waiting for it."""
+        if lock.delay_s:
+            await self._commit([lock.held(self._me)], [], [lock.keys.delay])
+            lock.delay_s = 0.0
 
     async def _commit(
         self, compares: Sequence[Compare], puts: Sequence[Put], deletes: Sequence[bytes]

@@ -61,7 +61,7 @@ class AsyncLock:
         self.terms = Terms(raw, self.name, kind, bool(reentrant), delay_s)
         self.owner = check_owner(owner)
         self._cancel_on_lost = cancel_on_lost
-        self._watched: dict[int, _CancelOnLost] = {}
+        self._watched: dict[int, list[_CancelOnLost]] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -126,7 +126,7 @@ class AsyncLock:
     async def __aenter__(self) -> AsyncGrant:
         grant = await self.grant(self.timeout)
         if self._cancel_on_lost:
-            self._watched[self._caller()] = _CancelOnLost(grant)
+            self._watched.setdefault(self._caller(), []).append(_CancelOnLost(grant))
         return grant
 
     async def __aexit__(
@@ -136,9 +136,12 @@ class AsyncLock:
         traceback: TracebackType | None,
     ) -> None:
         owner = self._caller()
-        watched = self._watched.pop(owner, None)
-        if watched is not None and watched.ends_with(error):
-            error = None
+        if self._cancel_on_lost:
+            watched = self._watched[owner]
+            if watched.pop().ends_with(error):
+                error = None
+            if not watched:
+                del self._watched[owner]
         grant = self.service.last(self.terms.raw, owner)
         if grant is not None:
             grant.leave(error)

@@ -26,8 +26,8 @@ from ringhold.errors import (
     Conflict,
     DeadlockError,
     LockTimeout,
+    RingholdError,
     SessionExpired,
-    Unavailable,
 )
 from ringhold.locks.arguments import check_timeout
 from ringhold.locks.cache import SessionLocks
@@ -89,6 +89,8 @@ class LockService:
         self._current: SessionLocks | None = None
         self._mailboxes: dict[SessionLocks, Mailbox] = {}
         self._ending: dict[asyncio.Task[None], None] = {}
+        self._lost: dict[bytes, None] = {}
+        """The sessions of this opening that were lost."""
         self._acquiring: dict[tuple[bytes, int], None] = {}
         self._idle = asyncio.Event()
         self._verifier: asyncio.Task[None] | None = None
@@ -260,6 +262,7 @@ class LockService:
     def _on_loss(self, locks: SessionLocks) -> None:
         if self._current is locks:
             self._current = None
+        self._lost[locks.state.id] = None
         locks.end(SessionExpired("the session has expired"))
         self._mark_lost(lambda grant: grant.within(locks))
         mailbox = self._mailboxes.pop(locks)
@@ -324,7 +327,9 @@ class LockService:
                 entries = await snapshot.get_many([compare.key for compare in held])
             finally:
                 await snapshot.close()
-        except Unavailable as error:
+        except Closed:
+            raise
+        except RingholdError as error:
             logger.info("looking after held locks: %s", error)
             return
         for lock, compare, entry in zip(found, held, entries, strict=True):
@@ -388,6 +393,8 @@ class LockService:
         locks = await self._locks()
         if session == locks.state.id:
             return self._use_of(locks, raw)
+        if session in self._lost:
+            return Use([], [])  # Its keys stand until somebody writes; what it held is lost.
         return await self._mailboxes[locks].ask(session, raw)
 
     def _use_of(self, locks: SessionLocks, raw: bytes) -> Use:
@@ -405,7 +412,7 @@ class LockService:
                 since=record.opened_s,
             )
 
-        holders, waiters = locks.parties(raw)
+        holders, waiters = ([], []) if state.expired else locks.parties(raw)
         held = []
         for owner, mode in holders:
             grant = self.held.get((raw, owner))
@@ -415,16 +422,18 @@ class LockService:
     async def break_(self, raw: bytes) -> bool:
         """Takes the lock from whoever holds it; whether somebody did.
 
-        The holders' commits fail from now on; they learn of it by a letter.
+        The holders' commits fail from now on. Those of this session know it when this returns,
+        others learn of it by a letter. A lock that is merely kept stays where it is.
         """
-        held = bool(await self.holders(raw))
+        if not await self.holders(raw):
+            return False
         keys = LockKeys.of(raw)
         while True:
             state = await read_lock(self._store, keys)
-            if not state.holders:
-                return held
-            if await self._break(keys, state.holders):
-                return held
+            if not state.holders or await self._break(keys, state.holders):
+                if self._current is not None:
+                    await self._current.broken(raw)
+                return True
             await self._store.expire_leases()
 
     async def _break(self, keys: LockKeys, holders: Sequence[Holding]) -> bool:
@@ -456,6 +465,7 @@ class LockService:
         if locks is not None:
             locks.end(Closed("the cluster is closed"))
             await self._end(locks, self._mailboxes[locks])
+            await locks.drop_delays()
         if self._acquiring:
             await self._idle.wait()
         await asyncio.gather(*self._ending, return_exceptions=True)
