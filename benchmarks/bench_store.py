@@ -6,6 +6,13 @@ fdatasync. Each round commits the same number of puts, each durable before the n
 except in the concurrent round. What was timed is checked afterwards: every commit must be in
 the database.
 
+Ours, from the inside out: `apply` called by the benchmark itself; the engine's commit on the
+calling thread; ``cluster.kv.put`` of the blocking face, which adds a nonce; and the engine's commit
+by a task, through the writer thread.
+
+Syncs are counted in real processes by a library preloaded into them; what four processes in a loop
+get of one store is the smallest share over the largest.
+
 Tiny by default; RINGHOLD_BENCH=full takes real sizes. Ratios are medians over the rounds with
 the smallest and largest; above 1 means faster than the peer.
 """
@@ -19,18 +26,27 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import pytest
+from races import Syncs, compiled_counter, raced
 
-from pairs import FULL, ROUNDS, Seconds, in_turns, report
+import ringhold
+from pairs import FULL, Seconds, figure, in_turns, report
 from ringhold.env import real_env
 from ringhold.store import lock_files
-from ringhold.store.base import Absent, Put, Store
+from ringhold.store.base import Absent, Put, Store, run_direct
 from ringhold.store.requests import checked_commit
 from ringhold.store.sqlite import open_sqlite_store
 from ringhold.store.sqlite.apply import Now, apply
 from ringhold.store.sqlite.schema import connect
 from ringhold.store.sqlite.writer import Checkpoints
 
-COMMITS = 1_000 if FULL else 20
+COMMITS = 200 if FULL else 20
+ROUNDS = 45 if FULL else 2
+"""More and shorter than elsewhere: a disk that others use changes its pace within seconds."""
+
+RACES = 5 if FULL else 1
+RACE_S = 3.0 if FULL else 0.2
+RACERS = 4 if FULL else 2
 CONCURRENT = 32
 VALUE = b"v" * 100
 
@@ -115,8 +131,56 @@ class Appends:
         return self.path.stat().st_size // len(key(0) + VALUE)
 
 
+class Blocking:
+    """The engine on the calling thread, which leads each commit itself."""
+
+    def __init__(self, runner: asyncio.Runner, directory: Path):
+        self.runner = runner
+        self.store: Any = runner.run(open_sqlite_store(str(directory), real_env(), create=True))
+
+    def run(self, start: int, count: int) -> None:
+        commit = self.store.direct.commit
+        for number in range(start, start + count):
+            run_direct(commit(compares=[Absent(key(number))], puts=[Put(key(number), VALUE)]))
+
+    def count(self) -> int:
+        return rows(self.runner, self.store)
+
+    def close(self) -> None:
+        self.runner.run(self.store.close())
+
+
+class Face:
+    """`cluster.kv` of the blocking face, as users have it."""
+
+    def __init__(self, directory: Path):
+        self.cluster = ringhold.create(directory)
+
+    def run(self, start: int, count: int) -> None:
+        put = self.cluster.kv.put
+        for number in range(start, start + count):
+            put(key(number), VALUE)
+
+    def count(self) -> int:
+        return len(list(self.cluster.kv.range()))
+
+    def close(self) -> None:
+        self.cluster.close()
+
+
+def rows(runner: asyncio.Runner, store: Store) -> int:
+    async def found() -> int:
+        snapshot = await store.snapshot()
+        try:
+            return len(await snapshot.range(b"", b"\xff"))
+        finally:
+            await snapshot.close()
+
+    return runner.run(found())
+
+
 class Asyncio:
-    """The store as users have it: through its queue and thread, `width` commits at a time."""
+    """The engine by tasks: through its queue and thread, `width` commits at a time."""
 
     def __init__(self, runner: asyncio.Runner, directory: Path, width: int):
         self.runner = runner
@@ -138,13 +202,7 @@ class Asyncio:
                 group.create_task(some(range(start + task, start + count, self.width)))
 
     def count(self) -> int:
-        async def rows() -> int:
-            snapshot = await self.store.snapshot()
-            found = await snapshot.range(b"", b"\xff")
-            await snapshot.close()
-            return len(found)
-
-        return self.runner.run(rows())
+        return rows(self.runner, self.store)
 
     def close(self) -> None:
         self.runner.run(self.store.close())
@@ -166,7 +224,8 @@ def measured(contenders: dict[str, Any], commits: int) -> Seconds:
     def way(contender: Any) -> Callable[[int], object]:
         return lambda number: contender.run(number * commits, commits)
 
-    seconds = in_turns({name: way(contender) for name, contender in contenders.items()})
+    ways = {name: way(contender) for name, contender in contenders.items()}
+    seconds = in_turns(ways, ROUNDS)
     for name, contender in contenders.items():
         assert contender.count() == (ROUNDS + 1) * commits, name
     return seconds
@@ -174,16 +233,19 @@ def measured(contenders: dict[str, Any], commits: int) -> Seconds:
 
 def test_commits_one_at_a_time(benchmark: Any, tmp_path: Path) -> None:
     with asyncio.Runner() as runner:
-        asynchronous = Asyncio(runner, tmp_path / "asyncio", 1)
         contenders = {
             "raw fdatasync": Appends(tmp_path),
             "bare apsw": Bare(tmp_path / "bare"),
             "apply": Direct(tmp_path / "direct"),
-            "asyncio": asynchronous,
+            "blocking": Blocking(runner, tmp_path / "blocking"),
+            "kv.put": Face(tmp_path / "face"),
+            "asyncio": Asyncio(runner, tmp_path / "asyncio", 1),
         }
         seconds = benchmark.pedantic(measured, (contenders, COMMITS), rounds=1)
-        asynchronous.close()
-    pairs = [("apply", "bare apsw"), ("asyncio", "bare apsw"), ("bare apsw", "raw fdatasync")]
+        for name in ("blocking", "kv.put", "asyncio"):
+            contenders[name].close()
+    pairs = [(name, "bare apsw") for name in ("apply", "blocking", "kv.put", "asyncio")]
+    pairs.append(("bare apsw", "raw fdatasync"))
     report(benchmark, seconds, pairs, COMMITS, "commits")
 
 
@@ -197,3 +259,33 @@ def test_commits_at_once(benchmark: Any, tmp_path: Path) -> None:
         one.close()
         many.close()
     report(benchmark, seconds, [(name, "one at a time")], COMMITS * 2, "commits")
+
+
+@pytest.mark.parametrize("kind", ["thread", "task"])
+def test_syncs_of_many_at_once(benchmark: Any, tmp_path: Path, kind: str) -> None:
+    library = compiled_counter(tmp_path)
+
+    def race(number: int) -> float:
+        syncs = Syncs(library, tmp_path / "syncs")
+        directory = tmp_path / f"{number}"
+        done, per_commit = raced(directory, RACE_S, [[kind] * CONCURRENT], syncs)
+        assert all(done[0])
+        assert per_commit > 0
+        return per_commit
+
+    found = benchmark.pedantic(lambda: [race(number) for number in range(RACES)], rounds=1)
+    figure(benchmark, f"syncs for each commit, {CONCURRENT} {kind}s at once", found, "")
+
+
+@pytest.mark.parametrize("kind", ["thread", "task"])
+def test_shares_of_four_processes(benchmark: Any, tmp_path: Path, kind: str) -> None:
+    library = compiled_counter(tmp_path)
+
+    def race(number: int) -> float:
+        syncs = Syncs(library, tmp_path / "syncs")
+        done, _ = raced(tmp_path / f"{number}", RACE_S, [[kind]] * RACERS, syncs)
+        shares = [count for (count,) in done]
+        return min(shares) / max(shares)
+
+    found = benchmark.pedantic(lambda: [race(number) for number in range(RACES)], rounds=1)
+    figure(benchmark, f"smallest share of {RACERS} processes, {kind}s, of the largest", found, "")

@@ -1,4 +1,4 @@
-"""What the figures of placement, lock table and checksums are measured against.
+"""What the figures of the benchmarks are measured against.
 
 A goal names the figure of a benchmark by its label: a ratio beside a peer is "ours / peer" as
 `pairs.report` writes it, the speed of the one over that of the other; a label without a peer is
@@ -20,8 +20,14 @@ class Kind(Enum):
     TIME = "× the time"  # of the peer, at most
     SPEED = "× as fast"  # as the peer, at least
     NANOSECONDS = "ns"  # at most
+    MILLISECONDS = "ms"  # at most
     SECONDS = "s"  # at most
     COUNT = ""  # at most
+    SHARE = "of the largest"  # at least
+
+    @property
+    def at_least(self) -> bool:
+        return self in (Kind.SPEED, Kind.SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class Goal:
     bound: float
     tiny: str = ""
     """The label at tiny sizes, where it tells a size."""
+    system: bool = False
+    """Whether the peer is a system package."""
 
     def value(self, noted: Spread) -> Spread:
         """The figure in the goal's own terms."""
@@ -46,13 +54,13 @@ class Goal:
 
     def reached(self, value: Spread) -> bool:
         """Judged by the median."""
-        if self.kind is Kind.SPEED:
+        if self.kind.at_least:
             return value["median"] >= self.bound
         return value["median"] <= self.bound
 
     def margin(self, value: Spread) -> Spread:
         """How many times as good as the bound: from 1 on the goal is reached."""
-        if self.kind is Kind.SPEED:
+        if self.kind.at_least:
             return {name: number / self.bound for name, number in value.items()}
         return {
             "median": self.bound / value["median"],
@@ -61,7 +69,7 @@ class Goal:
         }
 
     def text(self) -> str:
-        sign = "≥" if self.kind is Kind.SPEED else "≤"
+        sign = "≥" if self.kind.at_least else "≤"
         return f"{sign} {self.bound:g} {self.kind.value}".rstrip()
 
 
@@ -146,6 +154,85 @@ def _lock_table() -> Iterator[Goal]:
     )
 
 
+def _locks() -> Iterator[Goal]:
+    section = "Locks"
+    for face, label in (("", "cached cluster lock"), (", asyncio", "cached cluster lock, asyncio")):
+        yield Goal(
+            section,
+            f"cached lock, acquire and release{face}",
+            f"{label}, ns",
+            Kind.NANOSECONDS,
+            3000,
+        )
+    yield Goal(
+        section,
+        "cached lock, acquire and release, beside redis-py",
+        "cached cluster lock / redis-py",
+        Kind.SPEED,
+        50,
+        system=True,
+    )
+    yield Goal(
+        section,
+        "store commits per pair of a cached lock",
+        "store commits per pair of a cached lock",
+        Kind.COUNT,
+        0,
+    )
+    for measure, label, bound in (
+        ("hand-over between two processes, p50", "hand-over, p50", 2),
+        ("hand-over between two processes, p99", "hand-over, p99", 20),
+        ("lock that another process keeps, p50", "kept lock taken by another process, p50", 20),
+        ("kill -9 of the holder to the next grant", "kill -9 to the next grant", 100),
+    ):
+        yield Goal(section, measure, label, Kind.MILLISECONDS, bound)
+    yield Goal(
+        section,
+        "two processes in a loop, larger / smaller count",
+        "larger / smaller count of two in a loop",
+        Kind.COUNT,
+        1.5,
+    )
+
+
+def _store() -> Iterator[Goal]:
+    section = "Store (embedded)"
+    for what, label, bound in (
+        ("by a thread", "blocking", 0.75),
+        ("`kv.put`", "kv.put", 0.7),
+        ("by a task", "asyncio", 0.55),
+    ):
+        yield Goal(
+            section,
+            f"commits one at a time, {what}, beside bare apsw",
+            f"{label} / bare apsw",
+            Kind.SPEED,
+            bound,
+        )
+    yield Goal(
+        section,
+        "commits, 32 at once beside one at a time",
+        "32 at once / one at a time",
+        Kind.SPEED,
+        3,
+    )
+    for kind in ("threads", "tasks"):
+        yield Goal(
+            section,
+            f"fsyncs per commit, 32 {kind} at once",
+            f"syncs for each commit, 32 {kind} at once",
+            Kind.COUNT,
+            0.2,
+        )
+        yield Goal(
+            section,
+            f"commits of four processes, {kind}, smallest share",
+            f"smallest share of four processes, {kind}, of the largest",
+            Kind.SHARE,
+            0.2,
+        )
+
+
 def _checksums() -> Iterator[Goal]:
     section = "Checksums"
     yield Goal(
@@ -173,4 +260,4 @@ def _checksums() -> Iterator[Goal]:
     )
 
 
-GOALS = (*_placement(), *_layout(), *_lock_table(), *_checksums())
+GOALS = (*_placement(), *_layout(), *_lock_table(), *_locks(), *_store(), *_checksums())

@@ -1,7 +1,7 @@
 """The table of goals beside what this machine measures.
 
-`python benchmarks/report.py` runs the suites of placement, lock table and checksums at full
-size, prints the table and writes it as Markdown and as a picture.
+`python benchmarks/report.py` runs the suites at full size, prints the table and writes it as
+Markdown and as a picture. With ``--system`` also beside peers that are Debian packages.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,15 @@ from pairs import Spread
 from picture import svg
 
 HERE = Path(__file__).parent
-SUITES = ("bench_ring.py", "bench_layout.py", "bench_lock_table.py", "bench_checksum.py")
-PEERS = ("uhashring", "xxhash", "numpy")
+SUITES = (
+    "bench_ring.py",
+    "bench_layout.py",
+    "bench_lock_table.py",
+    "bench_locks.py",
+    "bench_store.py",
+    "bench_checksum.py",
+)
+PEERS = ("uhashring", "xxhash", "numpy", "filelock", "redis", "apsw")
 BLOCK_BEGIN = "<!-- benchmarks: written by benchmarks/report.py -->"
 BLOCK_END = "<!-- benchmarks: end -->"
 
@@ -49,13 +57,14 @@ class Row:
         return text.format(kind=self.goal.kind.value, **self.value).replace("  ", " ")
 
 
-def measured(suites: Sequence[Path], *, quick: bool) -> dict[str, Spread]:
+def measured(suites: Sequence[Path], *, quick: bool, system: bool = False) -> dict[str, Spread]:
     """Every figure that the suites note, by its label. A failing suite ends the report."""
     with tempfile.TemporaryDirectory() as directory:
         noted = Path(directory) / "noted.json"
         command = [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0"),
             *("--benchmark-enable", f"--benchmark-json={noted}"),
+            *(("-m", "not long") if system else ()),
             *(str(suite) for suite in suites),
         ]
         environment = os.environ | {"RINGHOLD_BENCH": "" if quick else "full"}
@@ -93,6 +102,15 @@ def compiler() -> str:
     return found[0].decode() if found else "an unknown compiler"
 
 
+def redis_server() -> list[str]:
+    executable = shutil.which("redis-server")
+    if executable is None:
+        return []
+    told = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"v=([\d.]+)", told.stdout)
+    return [f"redis-server {found[1]}"] if found else []
+
+
 def surroundings() -> str:
     """The machine and every version that the figures depend on."""
     peers = [f"{peer} {metadata.version(peer)}" for peer in PEERS if _is_installed(peer)]
@@ -103,6 +121,7 @@ def surroundings() -> str:
             f"{platform.python_implementation()} {platform.python_version()}",
             compiler(),
             *peers,
+            *redis_server(),
         ]
     )
 
@@ -138,6 +157,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--quick", action="store_true", help="tiny sizes: whether it works, not what is true"
     )
     parser.add_argument(
+        "--system", action="store_true", help="also what needs a system package: redis-server"
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FILE.md", help="also as Markdown, the picture beside it"
     )
     parser.add_argument(
@@ -149,8 +171,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """1 when a goal has no measurement: then a suite no longer measures what it should."""
     options = arguments(argv)
-    figures = measured([HERE / suite for suite in SUITES], quick=options.quick)
-    rows = judged(figures, GOALS, quick=options.quick)
+    suites = [HERE / suite for suite in SUITES]
+    figures = measured(suites, quick=options.quick, system=options.system)
+    goals = [goal for goal in GOALS if options.system or not goal.system]
+    rows = judged(figures, goals, quick=options.quick)
     caption = surroundings()
     table = markdown(rows, caption)
     picture = svg([(row.goal, row.value) for row in rows if row.value is not None], caption)

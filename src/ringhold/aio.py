@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 from ringhold.assembly.administration import Administration, ClusterStatus
-from ringhold.assembly.creation import create_store, exists, make_cluster, open_existing
+from ringhold.assembly.creation import create_store, exists, is_synced, make_cluster, open_existing
 from ringhold.assembly.location import Found, Location, look, parse_url
 from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES, Plan, plan_cluster
 from ringhold.bridge import Bridge, Life
@@ -324,17 +324,30 @@ class Opening:
             await self._cluster.close()
 
 
-def open(url: Url, *, create: bool | None = None, session_ttl: float = 10.0) -> Opening:
+def open(
+    url: Url,
+    *,
+    create: bool | None = None,
+    session_ttl: float = 10.0,
+    durability: str | None = None,
+) -> Opening:
     """Opens the cluster at `url`: a directory, file:///…, or memory://name.
 
     create: None makes a cluster of one node only where the directory is missing, True also in
     an empty one, False never. session_ttl: seconds after which others may take over what a
     process held that stopped without dying.
 
+    durability: what an acknowledged commit of this opening outlives. "full", the default of a
+    directory: a power cut. "process": any process, but a power cut may take the newest commits
+    away, never giving their tokens again; chunks of files are synced all the same. "memory":
+    nothing, which is what memory:// has.
+
     Raises FileNotFoundError when there is no cluster (an existing empty directory looks like a
     disk that is not mounted), InvalidInput for a URL that cannot be opened.
     """
-    return Opening(lambda: open_cluster(url, create=create, session_ttl=session_ttl))
+    return Opening(
+        lambda: open_cluster(url, create=create, session_ttl=session_ttl, durability=durability)
+    )
 
 
 def create(
@@ -345,6 +358,7 @@ def create(
     zones: Iterable[str] | None = None,
     chunk_size: int = DEFAULT_CHUNK_BYTES,
     session_ttl: float = 10.0,
+    durability: str | None = None,
 ) -> Opening:
     """Makes a cluster at `url` and opens it. FileExistsError if there is one.
 
@@ -360,30 +374,36 @@ def create(
             zones=zones,
             chunk_size=chunk_size,
             session_ttl=session_ttl,
+            durability=durability,
         )
     )
 
 
 async def open_cluster(
-    url: Url, *, create: bool | None = None, session_ttl: float = 10.0
+    url: Url,
+    *,
+    create: bool | None = None,
+    session_ttl: float = 10.0,
+    durability: str | None = None,
 ) -> Cluster:
     """See `open`."""
     if create is not None and not isinstance(create, bool):
         raise TypeError(f"create must be True, False or None, not {type(create).__name__}")
     check_ttl(session_ttl)
     location = parse_url(url)
+    synced = is_synced(location, durability)
     env = real_env()
     if await _wants_creation(location, env, create):
         plan = plan_cluster(location, 1, 1, None, DEFAULT_CHUNK_BYTES)
         try:
-            cluster = await _create(location, env, plan, session_ttl)
+            cluster = await _create(location, env, plan, session_ttl, synced)
         except FileExistsError:
             # Another process made it in the same moment, which is as good.
             logger.debug("the cluster %s was made by somebody else meanwhile", location.url)
         else:
             logger.warning("created a new cluster in %s: one node, one copy", location.url)
             return cluster
-    store, record = await open_existing(location, env)
+    store, record = await open_existing(location, env, synced)
     try:
         session = Session(store, env, ttl_s=session_ttl)
         return Cluster(location, store, env, session, record, _bridge())
@@ -419,16 +439,20 @@ async def create_cluster(
     zones: Iterable[str] | None,
     chunk_size: int,
     session_ttl: float,
+    durability: str | None,
 ) -> Cluster:
     """See `create`."""
     check_ttl(session_ttl)
     location = parse_url(url)
+    synced = is_synced(location, durability)
     plan = plan_cluster(location, nodes, replicas, zones, chunk_size)
-    return await _create(location, real_env(), plan, session_ttl)
+    return await _create(location, real_env(), plan, session_ttl, synced)
 
 
-async def _create(location: Location, env: Env, plan: Plan, session_ttl: float) -> Cluster:
-    store = await create_store(location, env)
+async def _create(
+    location: Location, env: Env, plan: Plan, session_ttl: float, synced: bool
+) -> Cluster:
+    store = await create_store(location, env, synced)
     try:
         session = Session(store, env, ttl_s=session_ttl)
         try:

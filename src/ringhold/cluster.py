@@ -24,7 +24,7 @@ from ringhold.assembly.location import parse_url
 from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
 from ringhold.env import real_env
-from ringhold.home import Home
+from ringhold.home import Bound, Home
 from ringhold.locks.election import Election
 from ringhold.locks.fence import Fence
 from ringhold.locks.handles import Lock, Locks
@@ -120,7 +120,6 @@ class Cluster:
 
         timeout: seconds for all of them, -1 for ever; owner: the calling thread unless given.
         """
-        self._bridge.check_process()
 
         def lock(name: bytes) -> Lock:
             return self.lock(name, mode=mode, owner=owner)
@@ -139,21 +138,27 @@ class Cluster:
 
         timeout: seconds to wait, -1 for ever; owner: the calling thread unless given.
         """
-        self._bridge.check_process()
-        semaphore = self._cluster.semaphore(name, limit, timeout=timeout, owner=owner)
-        return Semaphore(semaphore, self._cluster.slots, self._bridge)
+
+        def make(cluster: aio.Cluster) -> aio.Semaphore:
+            return cluster.semaphore(name, limit, timeout=timeout, owner=owner)
+
+        return Semaphore(Bound(self._home, make))
 
     def election(self, name: str | bytes, *, value: str = "") -> Election:
         """A candidate in the election `name`; `value` is told by ``leader()`` while it leads."""
-        self._bridge.check_process()
-        return Election(
-            self._cluster.election(name, value=value), self._cluster.slots, self._bridge
-        )
+
+        def make(cluster: aio.Cluster) -> aio.Election:
+            return cluster.election(name, value=value)
+
+        return Election(Bound(self._home, make))
 
     def fence(self, name: str | bytes) -> Fence:
         """The fence that judges tokens of the lock `name`: ``fence.admit(grant.token)``."""
-        self._bridge.check_process()
-        return Fence(self._cluster.fence(name), self._bridge)
+
+        def make(cluster: aio.Cluster) -> aio.Fence:
+            return cluster.fence(name)
+
+        return Fence(Bound(self._home, make))
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
         """``with cluster.transaction() as tx``: commits at the end, or has no effect.
@@ -212,7 +217,11 @@ class Cluster:
 
 
 def open(
-    url: str | os.PathLike[str], *, create: bool | None = None, session_ttl: float = 10.0
+    url: str | os.PathLike[str],
+    *,
+    create: bool | None = None,
+    session_ttl: float = 10.0,
+    durability: str | None = None,
 ) -> Cluster:
     """Opens the cluster at `url`: a directory, file:///…, or memory://name.
 
@@ -220,14 +229,19 @@ def open(
     an empty one, False never. session_ttl: seconds after which others may take over what a
     process held that stopped without dying.
 
+    durability: what an acknowledged commit of this opening outlives. "full", the default of a
+    directory: a power cut. "process": any process, but a power cut may take the newest commits
+    away, never giving their tokens again; chunks of files are synced all the same. "memory":
+    nothing, which is what memory:// has.
+
     Raises FileNotFoundError when there is no cluster (an existing empty directory looks like a
     disk that is not mounted), InvalidInput for a URL that cannot be opened.
 
     >>> with ringhold.open("data/") as cluster:  # doctest: +SKIP
     ...     cluster.kv["greeting"] = b"hello"
     """
-    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl)
-    return _entered(opening, session_ttl=session_ttl)
+    opening = aio.open_cluster(url, create=create, session_ttl=session_ttl, durability=durability)
+    return _entered(opening, session_ttl=session_ttl, durability=durability)
 
 
 def create(
@@ -238,6 +252,7 @@ def create(
     zones: Iterable[str] | None = None,
     chunk_size: int = DEFAULT_CHUNK_BYTES,
     session_ttl: float = 10.0,
+    durability: str | None = None,
 ) -> Cluster:
     """Makes a cluster at `url` and opens it. FileExistsError if there is one.
 
@@ -252,8 +267,9 @@ def create(
         zones=zones,
         chunk_size=chunk_size,
         session_ttl=session_ttl,
+        durability=durability,
     )
-    return _entered(creating, session_ttl=session_ttl)
+    return _entered(creating, session_ttl=session_ttl, durability=durability)
 
 
 def _entered(opening: Coroutine[Any, Any, aio.Cluster], **options: Any) -> Cluster:

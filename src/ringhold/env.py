@@ -329,6 +329,26 @@ class RealEnv:
         return await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
 
 
+class ThreadEnv(RealEnv):
+    """The environment of code that runs to its end on the calling thread, without a loop.
+
+    Coroutines of it never suspend: sleeping and blocking calls block the thread.
+    """
+
+    def __init__(self, env: Env):
+        self.clock = env.clock  # type: ignore[assignment]
+        self.disk = RealDisk(_CallingThread())
+        self.random_bytes = env.random_bytes  # type: ignore[method-assign]
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - there is no loop to be held up
+
+    async def blocking(
+        self, function: Callable[..., T], *args: Any, undo: Callable[[T], object] | None = None
+    ) -> T:
+        return function(*args)
+
+
 @functools.cache
 def _env_of_process(pid: int) -> RealEnv:
     return RealEnv()

@@ -34,6 +34,7 @@ class Openable(Protocol):
 
 
 C_co = TypeVar("C_co", bound=Openable, covariant=True)
+F = TypeVar("F")
 
 _opening = threading.Lock()
 
@@ -111,6 +112,33 @@ class Home(Generic[C_co]):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._cluster, self._bridge)))
             self._cluster, self._bridge = cluster, bridge
             self._generation = forks.generation
+
+
+class Bound(Generic[F]):
+    """Something of the async face behind one of the blocking face: in a forked child it is made
+    again, from the child's own cluster."""
+
+    def __init__(self, home: Home[Any], make: Callable[[Any], F]):
+        self._home = home
+        self._make = make
+        self._cluster = home.cluster()
+        self._face = make(self._cluster)
+
+    @property
+    def face(self) -> F:
+        cluster = self._home.cluster()
+        if cluster is not self._cluster:
+            self._cluster, self._face = cluster, self._make(cluster)
+        return self._face
+
+    @property
+    def bridge(self) -> Bridge:
+        return self._home.bridge()
+
+    def check_begun(self, begun: Callable[[F], bool]) -> None:
+        """Closed, naming the parent, in a forked child that would end what the parent began."""
+        if self._cluster.life.foreign and begun(self._face):
+            self._cluster.life.check()
 
 
 async def _close(cluster: Openable) -> None:

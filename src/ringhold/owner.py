@@ -18,6 +18,7 @@ USER_OWNER_MAX = (1 << 62) - 1
 
 _numbers = itertools.count(USER_OWNER_MAX + 1)
 _large: dict[int, int] = {}
+_told: dict[int, int] = {}
 _thread = threading.local()
 _tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
 
@@ -35,12 +36,17 @@ def user_owner(number: int) -> int:
     if number <= USER_OWNER_MAX:
         return number
     known = _large.get(number)
-    return _large.setdefault(number, next_owner()) if known is None else known
+    if known is None:
+        known = _large.setdefault(number, next_owner())
+        _told[known] = number
+    return known
 
 
 def told_owner(number: int) -> int:
     """The owner as people are told of it."""
-    return number if number <= USER_OWNER_MAX else number - USER_OWNER_MAX
+    if number <= USER_OWNER_MAX:
+        return number
+    return _told.get(number, number - USER_OWNER_MAX)
 
 
 def thread_owner() -> int:

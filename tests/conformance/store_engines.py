@@ -70,6 +70,12 @@ class World:
     store: Store
     opened: list[Store] = field(default_factory=list)
 
+    async def wait(self, seconds: float) -> None:
+        """Lets time pass in a store that somebody who waits for leases keeps writing to."""
+        for _ in range(int(seconds * 5)):
+            self.env.hands.move(0.2)
+            await self.store.expire_leases()
+
     async def another(self) -> Store:
         store = await self.reopen()
         self.opened.append(store)

@@ -33,6 +33,7 @@ from ringhold.store.base import (
 
 KEYS = [b"a", b"a\0", b"b", b"\xff", b"\xff\xff"]
 LEASES = [lease_id(1), lease_id(2)]
+TTL_S = 2.0
 
 keys = st.sampled_from(KEYS)
 bounds = st.sampled_from([b"", *KEYS, b"\xff" * 3])
@@ -72,9 +73,11 @@ class Model:
         self.leases: dict[bytes, float] = {}
         self.nonces: dict[bytes, int] = {}
         self.now = 0.0
+        self.written = 0.0
 
     def write(self, changes: dict[bytes, tuple[bytes, bytes | None] | None]) -> None:
         self.revision += 1
+        self.written = self.now
         for key, change in changes.items():
             if change is None:
                 self.entries.pop(key, None)
@@ -85,11 +88,19 @@ class Model:
 
     def end(self, lease: bytes) -> None:
         del self.leases[lease]
+        self.written = self.now
         bound = [key for key, entry in self.entries.items() if entry[3] == lease]
         if bound:
             self.write(dict.fromkeys(bound))
 
+    def in_gap(self) -> bool:
+        """Whether nobody wrote for longer than half the TTL of all leases."""
+        return bool(self.leases) and self.now - self.written > TTL_S / 2
+
     def expire(self) -> None:
+        if self.in_gap():
+            self.leases = dict.fromkeys(self.leases, self.now + TTL_S)
+            self.written = self.now
         for lease in [lease for lease, deadline in self.leases.items() if deadline <= self.now]:
             self.end(lease)
 
@@ -185,7 +196,8 @@ def with_ids(step: Any, ids: dict[bytes, bytes], model: Model) -> Any:
     if step[0] == "pass":
         return step
     action, lease = step
-    if action == "grant" and model.leases.get(ids[lease], 0.0) <= model.now:
+    ended = not model.in_gap() and model.leases.get(ids[lease], 0.0) <= model.now
+    if action == "grant" and (ended or ids[lease] not in model.leases):
         ids[lease] = lease_id(next(_fresh))
     return action, ids[lease]
 
@@ -209,28 +221,33 @@ async def outcome_of(
 def lease_step(model: Model, action: str, lease: bytes) -> object:
     model.expire()
     if action == "revoke":
+        model.written = model.now
         if lease in model.leases:
             model.end(lease)
     elif action == "grant":
         if lease in model.leases:
             return "invalid"
-        model.leases[lease] = model.now + 2.0
+        model.leases[lease] = model.now + TTL_S
+        model.written = model.now
     else:
         if lease not in model.leases:
             return "session expired"
-        model.leases[lease] = model.now + 2.0
+        model.leases[lease] = model.now + TTL_S
+        model.written = model.now
     return None
 
 
 async def lease_outcome(store: Store, action: str, lease: bytes) -> object:
     try:
         if action == "grant":
-            await store.grant_lease(lease, 2.0)
+            await store.grant_lease(lease, TTL_S)
         elif action == "renew":
             await store.renew_lease(lease)
         else:
             await store.revoke_lease(lease)
     except InvalidInput:
+        # A grant may be refused before anything is looked at; the model always looks.
+        await store.commit()
         return "invalid"
     except SessionExpired:
         return "session expired"

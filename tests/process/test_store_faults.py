@@ -410,6 +410,7 @@ def test_a_forked_child_cannot_use_the_store_and_does_not_harm_it(tmp_path: Path
         store = await open_store(tmp_path, create=True)
         await store.grant_lease(b"l" * 12, 60.0)
         await store.commit(puts=[Put(b"a", b"1", b"l" * 12)])
+        assert store.lease_until(b"l" * 12) is not None
         snapshot = await store.snapshot()
         committing = [
             asyncio.create_task(store.commit(puts=[Put(b"p%d" % n, b"")])) for n in range(10)
@@ -430,12 +431,15 @@ def test_a_forked_child_cannot_use_the_store_and_does_not_harm_it(tmp_path: Path
                 assert caught.value.pid == parent
             with pytest.raises(Closed):
                 store.watch(b"", 1)
+            with pytest.raises(Closed, match=f"process {parent}"):
+                store.lease_until(b"l" * 12)
             drive(snapshot.close())
             drive(store.close())
             targets = {os.readlink(f"/proc/self/fd/{n}") for n in map(int, listed())}
             assert not [target for target in targets if "/locks/" in target]
 
         in_child(child)
+        assert store.lease_until(b"l" * 12) is not None
         entry = await snapshot.get(b"a")
         assert entry is not None
         await snapshot.close()

@@ -208,12 +208,10 @@ def test_a_process_that_always_has_more_to_commit_lets_others_in(tmp_path: Path)
 
 
 def test_a_commit_lock_that_is_not_given_back_is_reported_with_its_holder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("ringhold.store.sqlite.writer.STUCK_S", 0.3)
-
     async def main() -> None:
-        store = await create(tmp_path)
+        store = await open_sqlite_store(str(tmp_path), real_env(), create=True, commit_timeout=0.3)
         revision = await store.commit(puts=[Put(b"1", b"1")])
         # The lock of a process that was stopped in the middle of a commit.
         holder = CommitLock(str(tmp_path / "locks"))

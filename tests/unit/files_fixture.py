@@ -14,8 +14,8 @@ from ringhold.env import Buffer, Env, real_env
 from ringhold.errors import NodeDown
 from ringhold.files import metadata
 from ringhold.files.core import FileCore
-from ringhold.locks.lock import LockService
 from ringhold.locks.session import Session
+from ringhold.locks.slot_grants import SlotService
 from ringhold.nodes import chunk_file, records
 from ringhold.nodes.base import (
     PARTITIONS,
@@ -159,7 +159,7 @@ class Fixture:
 
     def __init__(
         self, core: FileCore, store: Store, env: Env, pool: ScriptedPool, session: Session,
-        locks: LockService,
+        locks: SlotService,
     ):  # fmt: skip
         self.core = core
         self.store = store
@@ -231,7 +231,7 @@ async def file_system(
         ]
     )
     session = Session(store, env, ttl_s=5.0)
-    locks = LockService(store, env, session)
+    locks = SlotService(store, env, session)
     core = FileCore(store, env, session, pool, locks, cluster)
     fixture = Fixture(core, store, env, pool, session, locks)
     try:

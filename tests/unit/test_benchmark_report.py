@@ -103,6 +103,29 @@ def test_the_picture_is_xml_with_a_mark_for_each_measured_row(modules: Any) -> N
     ]
 
 
+def test_what_needs_a_system_package_is_shown_when_asked_for(
+    modules: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, goal = modules.goals.Kind, modules.goals.Goal
+    goals = [
+        goal("One", "plain", "a / b", kind.TIME, 3),
+        goal("One", "beside a daemon", "d / e", kind.SPEED, 20, system=True),
+    ]
+    asked: list[bool] = []
+
+    def measured(suites: object, *, quick: bool, system: bool) -> Any:
+        asked.append(system)
+        return FIGURES
+
+    monkeypatch.setattr(modules.report, "GOALS", goals)
+    monkeypatch.setattr(modules.report, "measured", measured)
+    assert modules.report.main([]) == 0
+    assert "beside a daemon" not in capsys.readouterr().out
+    assert modules.report.main(["--system"]) == 0
+    assert "| beside a daemon | 20 × as fast" in capsys.readouterr().out
+    assert asked == [False, True]
+
+
 def test_only_the_block_of_the_readme_changes(modules: Any, tmp_path: Path) -> None:
     report = modules.report
     readme = tmp_path / "README.md"

@@ -18,7 +18,7 @@ from files_fixture import CHUNK, Fixture, file_system, until
 
 from ringhold.errors import Closed, LockLost, NodeDown, NoQuorum, SessionExpired
 from ringhold.files import records
-from ringhold.files.core import lock_name
+from ringhold.files.locking import file_slots
 from ringhold.files.paths import split_path
 from ringhold.nodes.base import ChunkId
 from ringhold.store import keyspace
@@ -263,7 +263,7 @@ def test_what_is_written_under_a_lost_lock_is_refused() -> None:
     async def test(f: Fixture) -> None:
         await f.core.write(PATH, b"old")
         ino = (await f.core.stat(PATH)).ino
-        grant = await f.locks.acquire(lock_name(ino), 1, 5.0)
+        grant = await f.locks.acquire(file_slots(ino, ""), 1, 5.0)
         await f.core.write(PATH, b"mine")
         stream = await f.core.open_writer(PATH)
         await stream.write(DATA)
@@ -296,7 +296,7 @@ def test_a_file_opened_under_a_lock_is_not_published_after_its_release() -> None
     async def test(f: Fixture) -> None:
         await f.core.write(PATH, b"old")
         ino = (await f.core.stat(PATH)).ino
-        grant = await f.locks.acquire(lock_name(ino), 1, 5.0)
+        grant = await f.locks.acquire(file_slots(ino, ""), 1, 5.0)
         stream = await f.core.open_writer(PATH)
         await stream.write(b"late")
         await grant.release()
@@ -453,7 +453,7 @@ def test_a_node_replaced_at_the_last_moment_gets_its_copies_again() -> None:
 def test_a_lock_lost_at_the_last_moment_refuses_the_commit() -> None:
     async def test(f: Fixture) -> None:
         await f.core.write(PATH, b"old")
-        grant = await f.locks.acquire(lock_name((await f.core.stat(PATH)).ino), 1, 5.0)
+        grant = await f.locks.acquire(file_slots((await f.core.stat(PATH)).ino, ""), 1, 5.0)
         just_before_commit(f, lambda: f.store.commit(deletes=[grant.held.key]))
         with pytest.raises(LockLost):
             await f.core.write(PATH, DATA)

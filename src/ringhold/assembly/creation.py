@@ -19,7 +19,7 @@ import msgspec
 from ringhold.assembly.location import Found, Location, look, make_directory
 from ringhold.assembly.plan import Plan
 from ringhold.env import Env
-from ringhold.errors import Conflict
+from ringhold.errors import Conflict, InvalidInput
 from ringhold.files.metadata import first_records
 from ringhold.locks.session import Session
 from ringhold.nodes import records
@@ -37,6 +37,7 @@ logger = logging.getLogger("ringhold")
 IDENTITY_BYTES = 16
 WAIT_POLL_S = 0.02
 WAIT_FOR_STORE_S = 2.0
+DURABILITIES = ("full", "process", "memory")
 DRAFT = CLUSTER + b"draft"
 
 
@@ -50,10 +51,37 @@ class DraftRecord(msgspec.Struct, frozen=True, array_like=True):
 decode_draft = msgspec.msgpack.Decoder(DraftRecord).decode
 
 
-async def open_store(location: Location, env: Env, *, create: bool) -> Store:
+def is_synced(location: Location, durability: str | None) -> bool:
+    """Whether each commit waits for the disk, as `durability` asks: see `ringhold.open`.
+
+    TypeError, or InvalidInput for what cannot be had at `location`.
+    """
+    if durability is None:
+        return location.directory is not None
+    if not isinstance(durability, str):
+        raise TypeError(f"durability must be str or None, not {type(durability).__name__}")
+    if durability not in DURABILITIES:
+        levels = ", ".join(map(repr, DURABILITIES))
+        raise InvalidInput(f"durability must be one of {levels}, not {durability!r}")
+    if location.directory is None and durability != "memory":
+        raise InvalidInput(
+            f"{location.url} is gone with its process, which is not durability {durability!r}: "
+            "open a directory for that"
+        )
+    if location.directory is not None and durability == "memory":
+        # A database that is never synced may be damaged by a power cut, and with it what other
+        # openings made durable.
+        raise InvalidInput(
+            "a directory keeps what is committed to it: durability 'memory' is what memory://name "
+            "has, and 'process' the fastest that a directory has"
+        )
+    return durability == "full"
+
+
+async def open_store(location: Location, env: Env, *, create: bool, synced: bool) -> Store:
     if location.directory is None:
         return await open_memory_store(location.memory, env, create=create)
-    return await open_sqlite_store(location.directory, env, create=create)
+    return await open_sqlite_store(location.directory, env, create=create, synced=synced)
 
 
 async def cluster_record(store: Store) -> ClusterRecord | None:
@@ -70,7 +98,7 @@ def exists(location: Location) -> FileExistsError:
     return FileExistsError(errno.EEXIST, "there is a cluster already", location.url)
 
 
-async def create_store(location: Location, env: Env) -> Store:
+async def create_store(location: Location, env: Env, synced: bool) -> Store:
     """The store of a cluster to be made, new or left by a creation that stopped halfway.
 
     FileExistsError when there is a cluster, or a directory with anything else in it.
@@ -86,9 +114,9 @@ async def create_store(location: Location, env: Env) -> Store:
         if found is Found.MISSING:
             await make_directory(env, location.directory)
     try:
-        return await open_store(location, env, create=True)
+        return await open_store(location, env, create=True, synced=synced)
     except FileExistsError:
-        store = await open_store(location, env, create=False)
+        store = await open_store(location, env, create=False, synced=synced)
     try:
         if await cluster_record(store) is not None:
             raise exists(location)
@@ -183,12 +211,12 @@ async def _draft(
     return draft, revision
 
 
-async def open_existing(location: Location, env: Env) -> tuple[Store, ClusterRecord]:
+async def open_existing(location: Location, env: Env, synced: bool) -> tuple[Store, ClusterRecord]:
     """The store of a cluster, and its record; waits for one that is being made right now.
 
     FileNotFoundError when there is none, or when its creation was never finished.
     """
-    store = await _wait_for_store(location, env)
+    store = await _wait_for_store(location, env, synced)
     try:
         return store, await _wait_for_record(location, env, store)
     except BaseException:
@@ -196,11 +224,11 @@ async def open_existing(location: Location, env: Env) -> tuple[Store, ClusterRec
         raise
 
 
-async def _wait_for_store(location: Location, env: Env) -> Store:
+async def _wait_for_store(location: Location, env: Env, synced: bool) -> Store:
     deadline_ns = env.clock.monotonic_ns() + int(WAIT_FOR_STORE_S * 1e9)
     while True:
         try:
-            return await open_store(location, env, create=False)
+            return await open_store(location, env, create=False, synced=synced)
         except FileNotFoundError:
             # Its directory is there: another process may be about to make the store.
             if location.directory is None or env.clock.monotonic_ns() >= deadline_ns:

@@ -27,7 +27,7 @@ from fsspec.utils import other_paths, stringify_path  # type: ignore[import-unty
 from ringhold.core import checksum
 from ringhold.errors import InvalidInput
 from ringhold.files import transfer
-from ringhold.files.binding import ClusterFileSystem
+from ringhold.files.binding import ClusterFileSystem, FilesOwner
 from ringhold.files.fsck import FsckReport
 from ringhold.files.gc import GcReport
 from ringhold.files.locking import AsyncFileLock, FileLock
@@ -39,6 +39,7 @@ from ringhold.files.scrub import ScrubReport
 from ringhold.files.survey import Progress, no_progress
 from ringhold.files.tree import Status
 from ringhold.files.writefile import AsyncWriteFile, CompressedFile, TextFile, WriteFile
+from ringhold.home import Bound
 from ringhold.store.paging import in_pieces
 from ringhold.types import decode_name
 
@@ -431,8 +432,12 @@ class RingholdFileSystem(ClusterFileSystem):
                 raise file_error(errno.EISDIR, parts)
             return status.ino
 
-        lock = AsyncFileLock(self.core.locks, join_path(parts), number, timeout)
-        return lock if self.asynchronous else FileLock(self.home, lock)
+        def lock(cluster: FilesOwner) -> AsyncFileLock:
+            return AsyncFileLock(cluster.file_core.locks, join_path(parts), number, timeout)
+
+        if self.asynchronous:
+            return lock(self.home.cluster())
+        return FileLock(Bound(self.home, lock))
 
     @property
     def transaction(self) -> TransactionBlock:

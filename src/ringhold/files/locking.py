@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any
 
+from ringhold.bridge import Bridge
 from ringhold.errors import DeadlockError, LockTimeout, NotOwned
-from ringhold.home import Home
+from ringhold.home import Bound
 from ringhold.locks.arguments import check_timeout
 from ringhold.locks.held import Entered, leave_block, leave_held
 from ringhold.locks.semaphore import released
@@ -124,14 +124,21 @@ class AsyncFileLock:
 class FileLock:
     """A lock on a file for the blocking face: ``with fs.lock(path, timeout=5) as grant``."""
 
-    def __init__(self, home: Home[Any], lock: AsyncFileLock):
-        self.name = lock.name
-        self._lock = lock
-        self._bridge = home.bridge()
+    def __init__(self, bound: Bound[AsyncFileLock]):
+        self._bound = bound
+        self.name = bound.face.name
         self._entered: Entered[BlockingSlotGrant] = Entered()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+    @property
+    def _lock(self) -> AsyncFileLock:
+        return self._bound.face
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._bound.bridge
 
     def acquire(
         self, blocking: bool = True, timeout: float | None = None
@@ -154,6 +161,7 @@ class FileLock:
 
     def release(self) -> None:
         """Ends this thread's grant. NotOwned when there is none, LockLost when it had ended."""
+        self._bound.check_begun(lambda lock: lock.last_of(thread_owner()) is not None)
         self._bridge.finish(self._lock.release)
 
     def owned(self) -> bool:

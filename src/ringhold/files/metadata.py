@@ -71,6 +71,9 @@ class HeldLock(Protocol):
     @property
     def token(self) -> int: ...
 
+    @property
+    def is_lost(self) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:
@@ -92,20 +95,27 @@ def first_records(now_ns: int, uid: int, gid: int) -> list[Put]:
     ]
 
 
+def _lock_lost(grant: HeldLock, parts: Parts) -> LockLost:
+    path = join_path(parts)
+    return LockLost(
+        f"the lock on {path} was lost: nothing was changed", name=path, token=grant.token
+    )
+
+
 async def _held_compares(view: View, grants: Sequence[HeldLock], parts: Parts) -> list[Born]:
     """The compares that refuse a change once one of `grants` was lost. LockLost when one is
     known to be."""
     if not grants:
         return []
+    for grant in grants:
+        if grant.is_lost:
+            # Its key may still stand, if nobody wrote since its session's deadline.
+            raise _lock_lost(grant, parts)
     found = await view.peek_many([grant.held.key for grant in grants])
     for grant, entry in zip(grants, found, strict=True):
         fresh = view.revision >= grant.held.revision
         if fresh and (entry is None or entry.created != grant.held.revision):
-            raise LockLost(
-                f"the lock on {join_path(parts)} was lost: nothing was changed",
-                name=join_path(parts),
-                token=grant.token,
-            )
+            raise _lock_lost(grant, parts)
     return [grant.held for grant in grants]
 
 

@@ -393,6 +393,8 @@ class SessionLocks:
             except RingholdError as error:
                 self._fail(lock, error, lambda waiter: True)
                 await self._env.sleep(RETRY_S)
+            # Reads of the store need not suspend: let others run between two steps.
+            await asyncio.sleep(0)
 
     def _next_step(self, lock: CachedLock) -> Step | None:
         waiters = self._queued_here(lock)
@@ -473,7 +475,8 @@ class SessionLocks:
         return bool(self.table.holders(lock.name)) and self.parties(lock.name) != ([], [])
 
     def _writer_waits(self, lock: CachedLock) -> bool:
-        return any(mode is EXCLUSIVE for _, mode in self._queued_here(lock))
+        queued = self._queued_here(lock)
+        return bool(queued) and queued[0][1] is EXCLUSIVE
 
     async def _close_gate(self, lock: CachedLock, mode: Mode, needed: Callable[[], bool]) -> bool:
         """Waits until the gate holds the name in `mode`; False when that was called off, or is

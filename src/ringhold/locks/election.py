@@ -13,6 +13,7 @@ from types import TracebackType
 
 from ringhold.bridge import Bridge
 from ringhold.errors import DeadlockError, LockTimeout, NotOwned
+from ringhold.home import Bound
 from ringhold.locks.arguments import check_timeout, user_name
 from ringhold.locks.held import leave_held
 from ringhold.locks.records import LockParty
@@ -66,7 +67,7 @@ class AsyncElection:
         self.name = decode_name(raw[1:])
         self.value = value
         self._value = check_value(value)
-        self._service = service
+        self.service = service
         self._slots = Slots.of("election", ELECTION, raw, self.name, 1)
         self._campaigning = False
         self._grant: SlotGrant | None = None
@@ -97,9 +98,7 @@ class AsyncElection:
             )
         self._campaigning = True
         try:
-            grant = await self._service.acquire(
-                self._slots, current_owner(), timeout_s, self._value
-            )
+            grant = await self.service.acquire(self._slots, current_owner(), timeout_s, self._value)
         finally:
             self._campaigning = False
         self._grant = grant
@@ -111,13 +110,18 @@ class AsyncElection:
             raise NotOwned(f"this candidate does not lead election {self.name!r}", name=self.name)
         await self._grant.release()
 
+    @property
+    def leading(self) -> bool:
+        """Whether this candidate has a term, lost or not, that it did not end."""
+        return self._grant is not None and not self._grant.released
+
     async def leader(self) -> Leader | None:
         """Who leads, in any process."""
-        return _leader(await self._service.use(self._slots))
+        return _leader(await self.service.use(self._slots))
 
     async def candidates(self) -> list[LockParty]:
         """Who waits to lead, in the order in which they will."""
-        return (await self._service.use(self._slots)).parties(waiting=True)
+        return (await self.service.use(self._slots)).parties(waiting=True)
 
     async def observe(self) -> AsyncIterator[Leader | None]:
         """Yields who leads now, None for nobody, then whenever that changes, for ever.
@@ -132,11 +136,11 @@ class AsyncElection:
     async def other_leader(self, told: Leader | None) -> Leader | None:
         """Who leads, once that is not `told`."""
         while True:
-            use = await self._service.use(self._slots)
+            use = await self.service.use(self._slots)
             leader = _leader(use)
             if leader != told:
                 return leader
-            await self._service.until_change(self._slots, use.revision + 1)
+            await self.service.until_change(self._slots, use.revision + 1)
 
     async def __aenter__(self) -> SlotGrant:
         return await self.lead(None)
@@ -158,13 +162,19 @@ class Election:
     ...     schedule(token=grant.token)
     """
 
-    def __init__(self, election: AsyncElection, service: SlotService, bridge: Bridge):
-        self._election = election
-        self._calls = service.calls
-        self._bridge = bridge
+    def __init__(self, bound: Bound[AsyncElection]):
+        self._bound = bound
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+    @property
+    def _election(self) -> AsyncElection:
+        return self._bound.face
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._bound.bridge
 
     @property
     def name(self) -> str:
@@ -185,10 +195,11 @@ class Election:
         return self._bridge.run(campaign(), undo=released)
 
     def _wrapped(self, grant: SlotGrant) -> BlockingSlotGrant:
-        return BlockingSlotGrant(grant, self._bridge, self._calls)
+        return BlockingSlotGrant(grant, self._bridge, self._election.service.calls)
 
     def resign(self) -> None:
         """Ends this candidate's term. NotOwned when it does not lead, LockLost when that ended."""
+        self._bound.check_begun(lambda election: election.leading)
         self._bridge.finish(self._election.resign)
 
     def leader(self) -> Leader | None:
@@ -230,4 +241,5 @@ class Election:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._bound.check_begun(lambda election: election.leading)
         self._bridge.finish(lambda: self._election.__aexit__(kind, error, traceback))

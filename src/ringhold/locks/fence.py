@@ -14,6 +14,7 @@ from collections.abc import Callable
 from ringhold.bridge import Bridge
 from ringhold.env import Env
 from ringhold.errors import StaleToken
+from ringhold.home import Bound
 from ringhold.locks.arguments import user_name
 from ringhold.locks.records import revision_of
 from ringhold.store.base import Absent, Snapshot, Store, Unchanged, prefix_end
@@ -112,12 +113,19 @@ class AsyncFence:
 class Fence:
     """Judges fencing tokens for a resource: ``cluster.fence("report").admit(grant.token)``."""
 
-    def __init__(self, fence: AsyncFence, bridge: Bridge):
-        self._fence = fence
-        self._bridge = bridge
+    def __init__(self, bound: Bound[AsyncFence]):
+        self._bound = bound
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+    @property
+    def _fence(self) -> AsyncFence:
+        return self._bound.face
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._bound.bridge
 
     @property
     def name(self) -> str:

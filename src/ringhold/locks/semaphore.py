@@ -11,6 +11,7 @@ from types import TracebackType
 
 from ringhold.bridge import Bridge
 from ringhold.errors import InvalidInput, LockTimeout, NotOwned
+from ringhold.home import Bound
 from ringhold.locks.arguments import check_owner, check_timeout, user_name
 from ringhold.locks.held import Entered, leave_block, leave_held
 from ringhold.locks.records import LockParty
@@ -47,7 +48,7 @@ class AsyncSemaphore:
         self.limit = check_limit(limit)
         self.timeout = check_timeout(timeout)
         self._slots = Slots.of("semaphore", SEMAPHORE, raw, self.name, limit)
-        self._service = service
+        self.service = service
         self.owner = check_owner(owner)
         self._entered: Entered[SlotGrant] = Entered()
 
@@ -75,7 +76,7 @@ class AsyncSemaphore:
 
     async def grant(self, timeout_s: float | None) -> SlotGrant:
         """As `acquire`, but raises LockTimeout."""
-        return await self._service.acquire(self._slots, self._caller(), timeout_s)
+        return await self.service.acquire(self._slots, self._caller(), timeout_s)
 
     async def try_acquire(self) -> SlotGrant | None:
         """The grant, or None at once when no slot is free or somebody waits for one."""
@@ -83,18 +84,22 @@ class AsyncSemaphore:
 
     async def release(self) -> None:
         """Ends the caller's latest grant. NotOwned when there is none, LockLost when it ended."""
-        grant = self._service.last(self._slots, self._caller())
+        grant = self.last_of(self._caller())
         if grant is None:
             raise NotOwned(f"semaphore {self.name!r} is not held by the caller", name=self.name)
         await grant.release()
 
+    def last_of(self, caller: int) -> SlotGrant | None:
+        owner = caller if self.owner is None else self.owner
+        return self.service.last(self._slots, owner)
+
     async def holders(self) -> list[LockParty]:
         """Who holds a slot, in any process, in the order of their grants."""
-        return (await self._service.use(self._slots)).parties(waiting=False)
+        return (await self.service.use(self._slots)).parties(waiting=False)
 
     async def waiters(self) -> list[LockParty]:
         """Who waits for a slot, in the order in which they will get one."""
-        return (await self._service.use(self._slots)).parties(waiting=True)
+        return (await self.service.use(self._slots)).parties(waiting=True)
 
     async def __aenter__(self) -> SlotGrant:
         grant = await self.grant(self.timeout)
@@ -120,14 +125,20 @@ class Semaphore:
     ...     upload()
     """
 
-    def __init__(self, semaphore: AsyncSemaphore, service: SlotService, bridge: Bridge):
-        self._semaphore = semaphore
-        self._calls = service.calls
-        self._bridge = bridge
+    def __init__(self, bound: Bound[AsyncSemaphore]):
+        self._bound = bound
         self._entered: Entered[BlockingSlotGrant] = Entered()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} limit={self.limit}>"
+
+    @property
+    def _semaphore(self) -> AsyncSemaphore:
+        return self._bound.face
+
+    @property
+    def _bridge(self) -> Bridge:
+        return self._bound.bridge
 
     @property
     def name(self) -> str:
@@ -154,7 +165,7 @@ class Semaphore:
         return self._bridge.run(acquire(), undo=released)
 
     def _wrapped(self, grant: SlotGrant) -> BlockingSlotGrant:
-        return BlockingSlotGrant(grant, self._bridge, self._calls)
+        return BlockingSlotGrant(grant, self._bridge, self._semaphore.service.calls)
 
     def try_acquire(self) -> BlockingSlotGrant | None:
         """The grant, or None at once when no slot is free or somebody waits for one."""
@@ -162,6 +173,7 @@ class Semaphore:
 
     def release(self) -> None:
         """Ends this thread's latest grant. NotOwned when there is none, LockLost when it ended."""
+        self._bound.check_begun(lambda semaphore: semaphore.last_of(thread_owner()) is not None)
         self._bridge.finish(self._semaphore.release)
 
     def holders(self) -> list[LockParty]:

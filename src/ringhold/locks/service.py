@@ -89,6 +89,8 @@ class LockService:
         self._current: SessionLocks | None = None
         self._mailboxes: dict[SessionLocks, Mailbox] = {}
         self._ending: dict[asyncio.Task[None], None] = {}
+        self._lost: dict[bytes, None] = {}
+        """The sessions of this opening that were lost."""
         self._acquiring: dict[tuple[bytes, int], None] = {}
         self._idle = asyncio.Event()
         self._verifier: asyncio.Task[None] | None = None
@@ -260,6 +262,7 @@ class LockService:
     def _on_loss(self, locks: SessionLocks) -> None:
         if self._current is locks:
             self._current = None
+        self._lost[locks.state.id] = None
         locks.end(SessionExpired("the session has expired"))
         self._mark_lost(lambda grant: grant.within(locks))
         mailbox = self._mailboxes.pop(locks)
@@ -390,6 +393,8 @@ class LockService:
         locks = await self._locks()
         if session == locks.state.id:
             return self._use_of(locks, raw)
+        if session in self._lost:
+            return Use([], [])  # Its keys stand until somebody writes; what it held is lost.
         return await self._mailboxes[locks].ask(session, raw)
 
     def _use_of(self, locks: SessionLocks, raw: bytes) -> Use:
@@ -407,7 +412,7 @@ class LockService:
                 since=record.opened_s,
             )
 
-        holders, waiters = locks.parties(raw)
+        holders, waiters = ([], []) if state.expired else locks.parties(raw)
         held = []
         for owner, mode in holders:
             grant = self.held.get((raw, owner))

@@ -3,7 +3,8 @@
 A revisioned key-value map with compare-and-commit, leases and watch. What is promised:
 
 - A commit happens entirely or not at all, at one revision; revisions only grow. Commits are
-  durable when `commit` returns, and strictly serializable among all processes of a store.
+  durable when `commit` returns, as far as the opening was asked for, and strictly
+  serializable among all processes of a store.
 - A snapshot shows exactly one revision.
 - A watch delivers every revision that touches its prefix, whole, in order, once.
 - A lease that was found gone stays gone; all keys bound to it disappear at one revision,
@@ -21,11 +22,14 @@ bytes in their keys and values: while it is made durable everybody else waits, l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from ringhold.env import Env
 from ringhold.types import Entry, Event
+
+T = TypeVar("T")
 
 KEY_BYTES_MAX = 8192
 OPERATIONS_MAX = 100_000
@@ -126,11 +130,10 @@ class Snapshot(Protocol):
     async def close(self) -> None: ...
 
 
-class Store(Protocol):
-    """An open store. Every method but `close` raises Closed after `close`.
+class Transactional(Protocol):
+    """The part of a store that operations on keys need, one view at a time.
 
-    All methods are coroutine-safe on the loop that opened the store. Cancelling `commit` after
-    it was queued waits for its outcome, then raises CancelledError.
+    Cancelling `commit` after it was queued waits for its outcome, then raises CancelledError.
     """
 
     async def snapshot(self) -> Snapshot:
@@ -159,6 +162,40 @@ class Store(Protocol):
         what happened).
         """
 
+
+class DirectFace(Transactional, Protocol):
+    """A store as blocking callers use it: from any thread, by coroutines that never suspend."""
+
+    @property
+    def env(self) -> Env:
+        """For what runs together with it: its coroutines never suspend either."""
+
+
+@runtime_checkable
+class HasDirectFace(Protocol):
+    """A store whose operations on keys may run on the calling thread."""
+
+    @property
+    def direct(self) -> DirectFace: ...
+
+
+def run_direct(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that uses a direct face and its `env` alone."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a coroutine of the direct face suspended")
+
+
+class Store(Transactional, Protocol):
+    """An open store. Every method but `close` raises Closed after `close`.
+
+    All methods are coroutine-safe on the loop that opened the store.
+    """
+
     def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
         """Yields the changes below `prefix` of all revisions >= `from_revision`, for ever.
 
@@ -176,17 +213,26 @@ class Store(Protocol):
     async def renew_lease(self, lease: bytes) -> None:
         """Extends the lease by its TTL from now. SessionExpired when it is gone."""
 
-    def lease_until(self, lease: bytes) -> int | None:
-        """The moment on the boot clock before which nobody can end the lease; None when it is
-        gone. Callable from any thread."""
-
     async def revoke_lease(self, lease: bytes) -> None:
         """Ends the lease and deletes its keys. A lease that is gone is no error."""
 
     async def expire_leases(self) -> None:
         """Ends the leases that are overdue or whose process is dead; cheap when there are none.
 
-        Called by whoever waits for somebody else's lease to end.
+        Called, at least every 50 ms, by whoever waits for somebody else's lease to end: leases
+        are judged by time in which the store could be written (`leases`), so in a store that
+        nobody writes to it is this call that lets time pass.
+        """
+
+    def lease_until(self, lease: bytes) -> int | None:
+        """The moment on `Clock.boottime_ns` before which nobody can end the lease by time.
+
+        None when the lease is gone. At least its stored deadline; later, though nothing renewed
+        it, once the store could not be written for so long that the next commit, whoever makes
+        it, gives every lease its whole TTL again. May be asked again and again, from any thread:
+        it waits for no commit, however stuck. Raises Closed, Corrupt, StoreUnavailable.
+
+        Nothing is said about a lease being revoked, or its process dying.
         """
 
     async def close(self) -> None:

@@ -13,10 +13,20 @@ from typing import TypeVar
 
 from ringhold.env import Env
 from ringhold.errors import Conflict, InvalidInput
-from ringhold.store.base import Absent, Changes, Compare, Store, Unchanged, prefix_end
+from ringhold.store.base import (
+    Absent,
+    Changes,
+    Compare,
+    HasDirectFace,
+    Put,
+    Store,
+    Transactional,
+    Unchanged,
+    prefix_end,
+)
 from ringhold.store.keyspace import KEY_VALUE
-from ringhold.store.repeat import NONCE_BYTES
-from ringhold.store.view import View, commit_known, transact
+from ringhold.store.repeat import commit_sure
+from ringhold.store.view import View, transact
 from ringhold.types import VALUE_BYTES_MAX, Entry, EventKind, decode_name, encode_name
 
 T = TypeVar("T")
@@ -124,10 +134,10 @@ def remove(view: View, key: str | bytes) -> None:
     view.delete(store_key(key))
 
 
-class KeyValue:
-    """``cluster.kv`` of the async face: each call is a commit, or a read at one revision."""
+class PointOperations:
+    """Operations on single keys: each call is a commit, or a read at one revision."""
 
-    def __init__(self, store: Store, env: Env, check: Callable[[], None]):
+    def __init__(self, store: Transactional, env: Env, check: Callable[[], None]):
         self._store = store
         self._env = env
         self._check = check
@@ -157,29 +167,27 @@ class KeyValue:
         Conflict otherwise, and nothing is changed.
         """
         self._check()
-        snapshot = await self._store.snapshot()
+        raw = store_key(key)
+        data = check_value(value)
+        compare = _revision_compare(raw, check_revision(if_revision, "if_revision"))
         try:
-            view = View(snapshot)
-            write(view, key, value, if_revision)
-            nonce = self._env.random_bytes(NONCE_BYTES)
-            return await commit_known(view, self._store, self._env, nonce)
+            # Nothing was read: no snapshot, no view.
+            return await commit_sure(
+                self._store,
+                self._env,
+                compares=() if compare is None else (compare,),
+                puts=(Put(raw, data),),
+            )
         except Conflict as conflict:
             wanted = "absent" if if_revision == 0 else f"at revision {if_revision}"
             raise Conflict(
                 f"key {key!r} is not {wanted}", index=conflict.index, compare=conflict.compare
             ) from None
-        finally:
-            await snapshot.close()
 
     async def delete(self, key: str | bytes) -> None:
         """Removes `key`; one that does not exist is no error."""
         self._check()
-        raw = store_key(key)
-
-        async def operation(view: View) -> None:
-            view.delete(raw)
-
-        await transact(self._store, self._env, operation)
+        await commit_sure(self._store, self._env, deletes=(store_key(key),))
 
     async def pop(self, key: str | bytes) -> bytes | None:
         """Removes `key` and returns the value it had, None if it did not exist."""
@@ -194,6 +202,20 @@ class KeyValue:
             return entry.value
 
         return await transact(self._store, self._env, operation)
+
+
+class KeyValue(PointOperations):
+    """``cluster.kv`` of the async face."""
+
+    direct: PointOperations | None
+    """The same on the calling thread, by `base.DirectFace`; None where the engine has none."""
+
+    def __init__(self, store: Store, env: Env, check: Callable[[], None]):
+        super().__init__(store, env, check)
+        self._watched = store
+        self.direct = None
+        if isinstance(store, HasDirectFace):
+            self.direct = PointOperations(store.direct, store.direct.env, check)
 
     async def range(
         self,
@@ -230,7 +252,7 @@ class KeyValue:
         self._check()
         if after is None:
             after = await self.revision()
-        async for changes in self._store.watch(wanted, after + 1):
+        async for changes in self._watched.watch(wanted, after + 1):
             for event in _key_events(changes):
                 yield event
 

@@ -1,16 +1,21 @@
-"""``cluster.kv`` of the blocking face: the async one behind a bridge, with subscripts."""
+"""``cluster.kv`` of the blocking face: the async one with subscripts.
+
+Operations on single keys run on the calling thread where the engine lets them (a hop to the loop
+and back takes longer than a read), ranges and watches on the loop, behind a bridge.
+"""
 
 from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from ringhold.bridge import Bridge
 from ringhold.home import Home, Openable
-from ringhold.store.kv import Bound, KeyEvent, KeyValue, Value
+from ringhold.store.base import run_direct
+from ringhold.store.kv import Bound, KeyEvent, KeyValue, PointOperations, Value
 from ringhold.types import Entry
 
 T = TypeVar("T")
@@ -165,9 +170,19 @@ class BlockingKeyValue(Subscripts):
     def _bridge(self) -> Bridge:
         return self._home.bridge()
 
+    def _run(self, operation: Callable[[PointOperations], Coroutine[Any, Any, T]]) -> T:
+        kv = self._kv
+        if kv.direct is None:
+            return self._bridge.run(operation(kv))
+        self._bridge.check_callable()
+        return run_direct(operation(kv.direct))
+
     def __delitem__(self, key: str | bytes) -> None:
-        if self._bridge.run(self._kv.pop(key)) is None:
+        if self._run(lambda kv: kv.pop(key)) is None:
             raise KeyError(key)
+
+    def entry(self, key: str | bytes) -> Entry | None:
+        return self._run(lambda kv: kv.entry(key))
 
     def put(self, key: str | bytes, value: Value, *, if_revision: int | None = None) -> int:
         """Sets `key` and returns the revision of this change.
@@ -175,11 +190,11 @@ class BlockingKeyValue(Subscripts):
         `if_revision`: only if the key was last changed at that revision, 0 for absent;
         Conflict otherwise, and nothing is changed.
         """
-        return self._bridge.run(self._kv.put(key, value, if_revision=if_revision))
+        return self._run(lambda kv: kv.put(key, value, if_revision=if_revision))
 
     def delete(self, key: str | bytes) -> None:
         """Removes `key`; one that does not exist is no error."""
-        self._bridge.run(self._kv.delete(key))
+        self._run(lambda kv: kv.delete(key))
 
     def watch(self, prefix: Bound, *, since: int | None = None) -> KeyEvents:
         """Every change of a key that begins with `prefix`, after revision `since`.

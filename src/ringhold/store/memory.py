@@ -4,6 +4,12 @@ Stores are shared by name among everything in the process, on any event loop. A 
 long as the process. Durability ends with the process; everything else is promised as by the
 other engines, and one conformance suite runs on all of them.
 
+The first revision comes from the wall clock, so that the tokens of a process are larger than
+those that an earlier one gave under the same name and that something outside remembers. That
+holds as long as the clock was not set back in between and the earlier one did not commit 4000
+times a second on average, all its life. Stores of one name in two processes that live at the
+same time have nothing to do with one another.
+
 Snapshots are kept apart from commits by `versions`, several threads by a lock held for
 microseconds.
 """
@@ -29,6 +35,7 @@ from ringhold.store.base import (
     Store,
     Unchanged,
 )
+from ringhold.store.leases import LeaseTime, is_gap, may_be_gap, needs_commit
 from ringhold.store.requests import (
     LOG_REVISIONS,
     NONCE_REVISIONS,
@@ -49,6 +56,10 @@ from ringhold.store.requests import (
 from ringhold.store.versions import Versions
 from ringhold.types import Entry, Event, EventKind
 
+EPOCH_S = 1_577_836_800
+REVISIONS_PER_S = 4000
+FIRST_REVISION_MAX = 1 << 41
+
 WATCH_BATCH = 64
 """Revisions a watch takes from the log at a time, so that a late one does not stop the loop."""
 
@@ -63,16 +74,19 @@ class _Lease:
 class _Memory:
     """The state all stores of one name share; every method holds the lock and never waits."""
 
-    def __init__(self, log_revisions: int) -> None:
+    def __init__(self, log_revisions: int, revision: int) -> None:
         self.lock = threading.Lock()
-        self.revision = 1
-        self.compacted = 0
+        self.revision = revision
+        self.compacted = revision - 1
         self.versions = Versions()
         self.snapshots: dict[MemorySnapshot, None] = {}
         self.waiters: dict[_Waiter, None] = {}
         # One record for every revision after `compacted`, the empty store's own included.
-        self._log: deque[Changes] = deque([Changes(1, ())])
+        self._log: deque[Changes] = deque([Changes(revision, ())])
         self._log_revisions = log_revisions
+        self._first = revision
+        # When something was written last; see `leases`.
+        self._written_ns = 0
         self._leases: dict[bytes, _Lease] = {}
         self._lease_of: dict[bytes, bytes] = {}
         self._nonces: dict[bytes, int] = {}
@@ -88,6 +102,7 @@ class _Memory:
             if put.lease is not None and put.lease not in self._leases:
                 raise lease_gone(put.lease)
         if request.writes:
+            self._written_ns = now_ns
             self._write(request.puts, request.deletes)
             if request.nonce is not None:
                 self._nonces[request.nonce] = self.revision
@@ -147,6 +162,8 @@ class _Memory:
 
     def changes(self, from_revision: int, prefix: bytes) -> tuple[int, list[Changes]]:
         """The next revision to ask for, and the changes below `prefix` before it."""
+        if from_revision == 1 and self.compacted < self._first:
+            from_revision = self._first  # From the beginning, which is still kept.
         if from_revision <= self.compacted:
             raise no_longer_kept(from_revision, self.compacted)
         found = []
@@ -163,6 +180,7 @@ class _Memory:
         if lease in self._leases:
             raise InvalidInput(f"lease {lease.hex()} exists already")
         self._leases[lease] = _Lease(ttl_ns, now_ns + ttl_ns)
+        self._written_ns = now_ns
 
     def renew(self, lease: bytes, now_ns: int) -> None:
         self.expire(now_ns)
@@ -170,20 +188,61 @@ class _Memory:
             raise lease_gone(lease)
         found = self._leases[lease]
         found.deadline_ns = now_ns + found.ttl_ns
+        self._written_ns = now_ns
 
-    def lease_until(self, lease: bytes) -> int | None:
-        found = self._leases.get(lease)
-        return None if found is None else found.deadline_ns
+    def revoke(self, lease: bytes, now_ns: int) -> None:
+        self.expire(now_ns)
+        self._end(lease)
+        self._written_ns = now_ns
 
-    def revoke(self, lease: bytes) -> None:
+    def _end(self, lease: bytes) -> None:
         found = self._leases.pop(lease, None)
         if found is not None and found.keys:
             self._write((), sorted(found.keys))
 
     def expire(self, now_ns: int) -> None:
+        """Ends what is due; called before everything that writes."""
+        if self._bridge_gap(now_ns):
+            return
         due = [lease for lease, found in self._leases.items() if found.deadline_ns <= now_ns]
         for lease in due:
-            self.revoke(lease)
+            self._end(lease)
+        if due:
+            self._written_ns = now_ns
+
+    def expire_for_waiter(self, now_ns: int) -> None:
+        """As a commit that writes, if one is needed for the leases to run out."""
+        shortest_ttl_ns = self._shortest_ttl_ns()
+        if shortest_ttl_ns is None:
+            return
+        self.expire(now_ns)
+        if needs_commit(now_ns - self._written_ns, shortest_ttl_ns):
+            self._written_ns = now_ns
+
+    def _bridge_gap(self, now_ns: int) -> bool:
+        gap_ns = now_ns - self._written_ns
+        if not may_be_gap(gap_ns):
+            return False
+        shortest_ttl_ns = self._shortest_ttl_ns()
+        if shortest_ttl_ns is None or not is_gap(gap_ns, shortest_ttl_ns):
+            return False
+        for found in self._leases.values():
+            found.deadline_ns = now_ns + found.ttl_ns
+        self._written_ns = now_ns
+        return True
+
+    def _shortest_ttl_ns(self) -> int | None:
+        return min((found.ttl_ns for found in self._leases.values()), default=None)
+
+    def lease_until(self, lease: bytes, now_ns: int) -> int | None:
+        shortest_ttl_ns = self._shortest_ttl_ns()
+        found = self._leases.get(lease)
+        if found is None or shortest_ttl_ns is None:
+            return None
+        written_ns = self._written_ns
+        return LeaseTime(
+            found.deadline_ns, found.ttl_ns, shortest_ttl_ns, written_ns, written_ns
+        ).until(now_ns)
 
 
 class _Waiter:
@@ -219,6 +278,11 @@ class _Waiter:
         self._event.clear()
 
 
+def _first_revision(wall_s: float) -> int:
+    """Quarters of a millisecond since 2020, of which 42 bits reach into 2054."""
+    return min(max(1, int((wall_s - EPOCH_S) * REVISIONS_PER_S)), FIRST_REVISION_MAX)
+
+
 _stores: dict[str, _Memory] = {}
 _stores_lock = threading.Lock()
 
@@ -234,7 +298,7 @@ async def open_memory_store(
         if not create and name not in _stores:
             raise FileNotFoundError(f"there is no memory store {name!r} in this process")
         if create:
-            _stores[name] = _Memory(log_revisions)
+            _stores[name] = _Memory(log_revisions, _first_revision(env.clock.wall()))
         return MemoryStore(name, _stores[name], env)
 
 
@@ -388,21 +452,22 @@ class MemoryStore:
         with self._memory.lock:
             self._memory.renew(lease, self._env.clock.boottime_ns())
 
-    def lease_until(self, lease: bytes) -> int | None:
-        self.check_open()
-        with self._memory.lock:
-            return self._memory.lease_until(lease)
-
     async def revoke_lease(self, lease: bytes) -> None:
         self.check_open()
         check_lease(lease)
         with self._memory.lock:
-            self._memory.revoke(lease)
+            self._memory.revoke(lease, self._env.clock.boottime_ns())
 
     async def expire_leases(self) -> None:
         self.check_open()
         with self._memory.lock:
-            self._memory.expire(self._env.clock.boottime_ns())
+            self._memory.expire_for_waiter(self._env.clock.boottime_ns())
+
+    def lease_until(self, lease: bytes) -> int | None:
+        self.check_open()
+        check_lease(lease)
+        with self._memory.lock:
+            return self._memory.lease_until(lease, self._env.clock.boottime_ns())
 
     async def close(self) -> None:
         self._closed = True

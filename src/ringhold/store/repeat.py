@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ringhold.env import Env
 from ringhold.errors import Closed, OutcomeUnknown, StoreUnavailable
-from ringhold.store.base import Compare, Put, Store
+from ringhold.store.base import Compare, Put, Transactional
 
 NONCE_BYTES = 16
 REPEAT_PAUSE_S = 0.1
@@ -44,7 +44,7 @@ async def until_known(
 
 
 async def commit_sure(
-    store: Store,
+    store: Transactional,
     env: Env,
     *,
     compares: Sequence[Compare] = (),

@@ -26,7 +26,7 @@ from ringhold.store.base import (
     NoneBornAfter,
     Put,
     Snapshot,
-    Store,
+    Transactional,
     Unchanged,
 )
 from ringhold.store.paging import in_pieces
@@ -157,7 +157,7 @@ class View:
             ]
         return [*self._required, *points, *self._ranges]
 
-    async def commit(self, store: Store, nonce: bytes | None = None) -> int:
+    async def commit(self, store: Transactional, nonce: bytes | None = None) -> int:
         """The revision at which everything of this view became visible. Conflict: nothing did.
 
         Ends reading: the snapshot is closed first, since a read transaction that waits for its
@@ -176,7 +176,7 @@ class View:
 
 
 async def commit_known(
-    view: View, store: Store, env: Env, nonce: bytes, *, timeout_s: float = 30.0
+    view: View, store: Transactional, env: Env, nonce: bytes, *, timeout_s: float = 30.0
 ) -> int:
     """Commits `view`; an answer that got lost is asked for again with the same nonce.
 
@@ -186,7 +186,11 @@ async def commit_known(
 
 
 async def transact(
-    store: Store, env: Env, operation: Callable[[View], Awaitable[T]], *, timeout_s: float = 30.0
+    store: Transactional,
+    env: Env,
+    operation: Callable[[View], Awaitable[T]],
+    *,
+    timeout_s: float = 30.0,
 ) -> T:
     """Runs `operation` in views of its own until one commits; returns what it returned.
 

@@ -61,8 +61,9 @@ class Readers:
 
     def take(self) -> apsw.Connection:
         """A connection for one user; to be given back with `give`."""
-        if self._idle:
-            return self._idle.pop()
+        return self._idle.pop() if self._idle else self._connected()
+
+    def _connected(self) -> apsw.Connection:
         with self.reading():
             return connect(self.opening.path, read_only=True)
 
@@ -92,19 +93,13 @@ class Readers:
             raise
         deadline_ns = self.env.clock.monotonic_ns() + int(SNAPSHOT_AGE_MAX_S * 1e9)
         snapshot = SqliteSnapshot(self, connection, revision, deadline_ns)
+        self._watch_age(snapshot)
+        return snapshot
+
+    def _watch_age(self, snapshot: SqliteSnapshot) -> None:
         self._snapshots[snapshot] = None
         if self._timer is None:
             self._arm(SNAPSHOT_AGE_MAX_S)
-        return snapshot
-
-    def leases(self) -> list[tuple[bytes, int, bytes]]:
-        """Id, deadline and boot id of all leases."""
-        connection = self.take()
-        try:
-            with self.reading():
-                return list(connection.execute("SELECT id, deadline_ns, boot_id FROM lease"))
-        finally:
-            self.give(connection)
 
     def _arm(self, delay_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._drop_old)

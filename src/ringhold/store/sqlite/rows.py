@@ -14,13 +14,14 @@ A put onto a key mends a damaged value, a delete mends everything else.
     kv.sum        of 'k', created i64, revision i64, value_sum i64, lease length u8, lease, key
     log.sum       of 'l', revision i64, place i64, event u8 (1 put, 0 deletion),
                   XXH3-64 of the value i64 (0 for a deletion), key
-    meta.sum      of 'm', value i64, name
+    meta.sum      of 'm', value i64, name; of the row 'lineage': 'm', value, name
 
 Big-endian, without padding; sums are stored as signed 64-bit integers.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Any
 
@@ -28,9 +29,10 @@ import apsw
 
 from ringhold.core import checksum
 from ringhold.errors import ChecksumMismatch
+from ringhold.store.sqlite.lineage import Lineage
 
 META_NAMES = ("revision", "compacted", "log_bytes")
-"""The rows of `meta` with numbers that commits change."""
+"""The rows of `meta` with numbers that every store has; `commit_ns` comes with its first commit."""
 
 _KV = struct.Struct(">cqqqB")
 _LOG = struct.Struct(">cqqBq")
@@ -58,6 +60,10 @@ def log_sum(revision: int, place: int, key: bytes, value_sum: int | None) -> int
 
 def meta_sum(name: str, value: int) -> int:
     return sum_of(_META.pack(b"m", value) + name.encode())
+
+
+def lineage_sum(packed: bytes) -> int:
+    return sum_of(b"m" + packed + b"lineage")
 
 
 def check_kv(key: bytes, row: tuple[Any, ...], path: str) -> None:
@@ -89,9 +95,9 @@ def check_log(revision: int, place: int, key: bytes, value: Any, expected: int, 
 
 
 def read_meta(connection: apsw.Connection) -> dict[str, int]:
-    """The verified numbers of `META_NAMES`."""
+    """The verified numbers of `META_NAMES`, and of `commit_ns` if there is one."""
     found: dict[str, int] = {}
-    query = "SELECT name, value, sum FROM meta WHERE name <> 'time_namespace'"
+    query = "SELECT name, value, sum FROM meta WHERE name <> 'time_namespace' AND name <> 'lineage'"
     for name, value, expected in connection.execute(query):
         try:
             intact = meta_sum(name, value) == expected
@@ -104,6 +110,26 @@ def read_meta(connection: apsw.Connection) -> dict[str, int]:
         if name not in found:
             raise _mismatch(f"the entry {name!r}", connection.filename)
     return found
+
+
+def read_lineage(connection: apsw.Connection) -> Lineage | None:
+    """None where no commit was made yet, or none by a Ringhold that keeps a lineage."""
+    row = connection.execute("SELECT value, sum FROM meta WHERE name = 'lineage'").get
+    if row is None:
+        return None
+    try:
+        lineage = _verified_lineage(*row)
+    except _UNREADABLE as error:
+        raise _mismatch("the entry 'lineage'", connection.filename) from error
+    if lineage is None:
+        raise _mismatch("the entry 'lineage'", connection.filename)
+    return lineage
+
+
+@functools.lru_cache(maxsize=16)
+def _verified_lineage(packed: bytes, expected: int) -> Lineage | None:
+    """Nearly every commit reads the same."""
+    return Lineage.unpack(packed) if lineage_sum(packed) == expected else None
 
 
 def _mismatch(what: str, path: str) -> ChecksumMismatch:

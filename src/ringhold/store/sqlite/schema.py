@@ -6,6 +6,8 @@
     nonce  commits that must not be applied twice
     meta   revision: the newest; compacted: the newest no longer in the log;
            log_bytes: size of the values in the log;
+           commit_ns: when the newest commit began, in CLOCK_BOOTTIME of its boot;
+           lineage: of which boot and file that was, and which revisions were skipped (`lineage`);
            time_namespace: the one whose boot time the deadlines are in
 
 `sum` and `value_sum` are the checksums that `rows` tells.
@@ -14,8 +16,11 @@ Tables with values have rowids, and their keys stand in an index beside them: in
 ROWID the whole row is the key of its tree, and a search that passes a row of a mebibyte copies
 that mebibyte to compare it.
 
+The first commit adds `commit_ns` and `lineage`, also to a store made before there were any.
+
 Write-ahead log with synchronous=FULL: without FULL a commit that was acknowledged is lost at a
-power cut. Checkpoints are never automatic, not even at close: they happen under the commit lock
+power cut, and nothing else is; an opening with the durability "process" does without (NORMAL).
+Checkpoints are never automatic, not even at close: they happen under the commit lock
 only (see `writer`), as everything that writes.
 """
 
@@ -36,6 +41,7 @@ APPLICATION_ID = 0x52484C44  # "RHLD"
 FORMAT_VERSION = 1
 FIRST_REVISION = 1
 BUSY_TIMEOUT_MS = 5_000
+CHUNK_BYTES = 1 << 16
 
 _TABLES = """
 CREATE TABLE kv (
@@ -110,12 +116,34 @@ def connect(path: str, *, create: bool = False, read_only: bool = False) -> apsw
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
     connection.wal_autocheckpoint(0)
-    connection.execute("PRAGMA synchronous = FULL")
+    # The file grows, and is cut off, in steps of this size; without, SQLite takes no room ahead.
+    _file_control(connection, apsw.SQLITE_FCNTL_CHUNK_SIZE, ctypes.c_int(CHUNK_BYTES))
+    set_synced(connection, True)
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA cell_size_check = ON")
     if read_only:
         connection.execute("PRAGMA query_only = ON")
     return connection
+
+
+def set_synced(connection: apsw.Connection, synced: bool) -> None:
+    """Whether the commits that follow wait for the disk; not within a transaction."""
+    connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+
+
+def grow_file(connection: apsw.Connection, size: int) -> None:
+    """Takes room on the disk for `size` bytes of the database, so that a checkpoint of them cannot
+    fail for want of it. FullError when there is none."""
+    try:
+        _file_control(connection, apsw.SQLITE_FCNTL_SIZE_HINT, ctypes.c_int64(size))
+    except apsw.IOError as error:
+        raise apsw.FullError(f"the disk is full or refuses to be written: {error}") from error
+
+
+def _file_control(
+    connection: apsw.Connection, operation: int, value: ctypes.c_int | ctypes.c_int64
+) -> None:
+    connection.file_control("main", operation, ctypes.addressof(value))
 
 
 def create_tables(connection: apsw.Connection, path: str) -> None:

@@ -1,7 +1,7 @@
 """The embedded store of one directory, for several processes of one host.
 
     store/store.db (-wal, -shm)   the database; opened by nothing but SQLite
-    locks/commit, locks/turnstile the commit lock
+    locks/commit, locks/turnstile the commit lock; with ".free", the FIFOs in which it is rung
     locks/sessions/<lease hex>    one locked file for every lease of a live process
     bells/                        the doorbells of watches (see `doorbell`)
 
@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import apsw
 
-from ringhold.env import Env, finish
+from ringhold.env import Env
 from ringhold.errors import InvalidInput, OutcomeUnknown, SessionExpired, StoreUnavailable
 from ringhold.store import lock_files
 from ringhold.store.base import Changes, Compare, Put, Store
@@ -37,19 +37,33 @@ from ringhold.store.requests import (
 )
 from ringhold.store.sqlite import schema
 from ringhold.store.sqlite.apply import GrantLease, RenewLease, Request, RevokeLeases
+from ringhold.store.sqlite.direct import DirectFace
+from ringhold.store.sqlite.lease_times import LeaseTimes, commit_lock_path
 from ringhold.store.sqlite.opening import Opening
 from ringhold.store.sqlite.readers import Readers, SqliteSnapshot
 from ringhold.store.sqlite.watching import Watches
-from ringhold.store.sqlite.writer import Writer, named_holder
+from ringhold.store.sqlite.writer import COMMIT_TIMEOUT_S, Writer, lock_not_had
 
 CREATE_WAIT_S = 10.0
+COMMIT_TIMEOUT_S_MAX = 86_400.0
 CREATE_POLL_S = 0.02
 
 
 async def open_sqlite_store(
-    directory: str, env: Env, *, create: bool, log_revisions: int = LOG_REVISIONS
+    directory: str,
+    env: Env,
+    *,
+    create: bool,
+    log_revisions: int = LOG_REVISIONS,
+    synced: bool = True,
+    commit_timeout: float = COMMIT_TIMEOUT_S,
 ) -> Store:
     """The store in `directory`.
+
+    synced: whether its commits are durable at a power cut; without, they outlive processes only,
+    and what a power cut takes away are the newest. Openings of one store may differ.
+    commit_timeout: seconds after which a commit that found no turn at the commit lock raises
+    StoreUnavailable, naming the process that holds the lock.
 
     Raises FileExistsError with `create` if there is one, FileNotFoundError without if there is
     none or its creation was never finished, Corrupt for a file that is damaged or not ours,
@@ -57,12 +71,19 @@ async def open_sqlite_store(
     system, OSError naming the path when the directory cannot be used, StoreUnavailable naming
     the process that keeps a store from being created for CREATE_WAIT_S seconds.
     """
+    if not 0 < commit_timeout <= COMMIT_TIMEOUT_S_MAX:
+        raise InvalidInput(
+            f"commit_timeout must be above 0 and at most {COMMIT_TIMEOUT_S_MAX:g} seconds: "
+            f"{commit_timeout!r}"
+        )
     absolute = await env.blocking(os.path.abspath, directory)
     if create:
         await _create(absolute, env)
     else:
         await env.blocking(_check, absolute)
-    return SqliteStore(absolute, env, log_revisions=log_revisions)
+    return SqliteStore(
+        absolute, env, log_revisions=log_revisions, synced=synced, commit_timeout_s=commit_timeout
+    )
 
 
 def _database(directory: str) -> str:
@@ -76,14 +97,10 @@ def _locks(directory: str) -> str:
 async def _create(directory: str, env: Env) -> None:
     lock = await env.blocking(_prepare, directory, undo=CommitLock.close)
     try:
-        # Not waited for in a thread: that wait would have no end if the holder is stopped.
         limit_ns = env.clock.monotonic_ns() + int(CREATE_WAIT_S * 1e9)
         while not lock.try_acquire():
             if env.clock.monotonic_ns() >= limit_ns:
-                raise StoreUnavailable(
-                    f"the commit lock of {_database(directory)} was not to be had for "
-                    f"{CREATE_WAIT_S:g} s; {named_holder(lock)} took it last"
-                )
+                raise lock_not_had(_database(directory), lock, CREATE_WAIT_S)
             await env.sleep(CREATE_POLL_S)
         lock.sign()
         await env.blocking(_create_database, directory)
@@ -148,24 +165,36 @@ def _check_database(database: str) -> None:
 class SqliteStore:
     """One opening of the store in `directory`; see `open_sqlite_store`."""
 
-    def __init__(self, directory: str, env: Env, *, log_revisions: int):
+    def __init__(
+        self,
+        directory: str,
+        env: Env,
+        *,
+        log_revisions: int,
+        synced: bool,
+        commit_timeout_s: float,
+    ):
         self._sessions_directory = os.path.join(_locks(directory), "sessions")
-        self._env = env
-        self._boot_id = lock_files.boot_id()
+        boot_id = lock_files.boot_id()
         self._opening = Opening(_database(directory))
         # Locked until the lease ends, even beyond `close`: a lease is left to expire.
         self._sessions: dict[bytes, LockFile] = {}
         self._readers = Readers(self._opening, env)
         self._watches = Watches(self._readers, os.path.join(directory, "bells"))
+        lock_path = commit_lock_path(_locks(directory))
+        self._lease_times = LeaseTimes(self._opening, lock_path, env.clock, boot_id)
         self._writer = Writer(
             self._opening.path,
-            CommitLock(_locks(directory)),
+            _locks(directory),
             env.clock,
-            self._boot_id,
+            boot_id,
             log_revisions=log_revisions,
+            synced=synced,
+            commit_timeout_s=commit_timeout_s,
             on_ended=functools.partial(_remove_sessions, self._sessions_directory, self._sessions),
             on_committed=self._watches.committed,
         )
+        self.direct = DirectFace(self._opening, env, self._writer)
         self._abandon = weakref.finalize(self, _abandon, self._writer, self._opening)
 
     async def snapshot(self) -> SqliteSnapshot:
@@ -181,10 +210,7 @@ class SqliteStore:
         nonce: bytes | None = None,
     ) -> int:
         self._opening.check()
-        return await self._submit(checked_commit(compares, puts, deletes, nonce))
-
-    async def _submit(self, request: Request) -> int:
-        return await finish(self._writer.submit(request))
+        return await self._writer.submit(checked_commit(compares, puts, deletes, nonce))
 
     def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
         self._opening.check()
@@ -201,11 +227,10 @@ class SqliteStore:
         except FileExistsError:
             raise InvalidInput(f"lease {lease.hex()} exists already") from None
         self._sessions[lease] = file
-        granted = self._writer.submit(request)
         try:
-            await finish(granted)
-        except asyncio.CancelledError:
-            if granted.exception() is None:
+            await self._writer.submit(request)
+        except asyncio.CancelledError as cancelled:
+            if cancelled.__cause__ is None:
                 self._unlock_session(lease)
             else:
                 _remove_sessions(self._sessions_directory, self._sessions, [lease])
@@ -235,18 +260,6 @@ class SqliteStore:
             self._unlock_session(lease)
             raise
 
-    def lease_until(self, lease: bytes) -> int | None:
-        self._opening.check()
-        now_ns = self._env.clock.boottime_ns()
-        connection = schema.connect(self._opening.path, read_only=True)
-        try:
-            rows = list(connection.execute("SELECT id, ttl_ns, deadline_ns FROM lease"))
-        finally:
-            connection.close()
-        gap_ns = _gap_ns([(ttl_ns, deadline_ns) for _, ttl_ns, deadline_ns in rows], now_ns)
-        found = [deadline_ns for id_, _, deadline_ns in rows if id_ == lease]
-        return found[0] + gap_ns if found else None
-
     async def revoke_lease(self, lease: bytes) -> None:
         self._opening.check()
         check_lease(lease)
@@ -254,29 +267,24 @@ class SqliteStore:
 
     async def _submit_repeatable(self, request: Request) -> None:
         try:
-            await self._submit(request)
+            await self._writer.submit(request)
         except OutcomeUnknown as error:
             raise StoreUnavailable(f"{error} (the call may be repeated)") from error
 
     async def expire_leases(self) -> None:
         self._opening.check()
-        overdue, dead = self._ended_leases()
-        if overdue or dead:
-            await self._submit_repeatable(RevokeLeases(tuple(dead)))
-
-    def _ended_leases(self) -> tuple[bool, list[bytes]]:
-        """Whether any lease is overdue, and the leases of dead processes."""
-        now_ns = self._env.clock.boottime_ns()
-        rows = self._readers.leases()
-        overdue = any(
-            deadline_ns <= now_ns or boot_id != self._boot_id for _, deadline_ns, boot_id in rows
-        )
+        is_due, leases = self._lease_times.look()
         dead = [
             lease
-            for lease, _, _ in rows
+            for lease in leases
             if lease not in self._sessions and lock_files.is_abandoned(self._session_path(lease))
         ]
-        return overdue, dead
+        if is_due or dead:
+            await self._submit_repeatable(RevokeLeases(tuple(dead)))
+
+    def lease_until(self, lease: bytes) -> int | None:
+        check_lease(lease)
+        return self._lease_times.until(lease)
 
     async def close(self) -> None:
         if self._opening.closed or self._opening.is_inherited():
@@ -285,14 +293,9 @@ class SqliteStore:
         self._watches.close()
         await self._writer.close()
         self._readers.close()
+        self._lease_times.close()
+        self.direct.close()
         self._abandon.detach()
-
-
-def _gap_ns(leases: list[tuple[int, int]], now_ns: int) -> int:
-    if not leases:
-        return 0
-    gap_ns = now_ns - max(deadline_ns - ttl_ns for ttl_ns, deadline_ns in leases)
-    return gap_ns if gap_ns > min(ttl_ns for ttl_ns, _ in leases) // 2 else 0
 
 
 def _remove_sessions(

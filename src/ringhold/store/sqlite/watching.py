@@ -21,7 +21,7 @@ from ringhold.store.base import Changes, prefix_end
 from ringhold.store.requests import no_longer_kept
 from ringhold.store.sqlite.doorbell import PREFIX_BYTES, Doorbell, Prefixes, tag
 from ringhold.store.sqlite.readers import Readers
-from ringhold.store.sqlite.rows import check_log, read_meta
+from ringhold.store.sqlite.rows import check_log, read_lineage, read_meta
 from ringhold.types import Event, EventKind
 
 POLL_S = 0.020
@@ -195,7 +195,13 @@ def _read_log(
     meta = read_meta(connection)
     if from_revision <= meta["compacted"]:
         raise no_longer_kept(from_revision, meta["compacted"])
+    bound = None
+    lineage = read_lineage(connection)
+    if lineage is not None:
+        from_revision, bound = lineage.follow(from_revision)
     end = min(meta["revision"] + 1, from_revision + BATCH_REVISIONS)
+    if bound is not None:
+        end = min(end, bound)
     rows = connection.execute(
         "SELECT revision, place, k, v, sum FROM log"
         " WHERE revision >= ? AND revision < ? AND k >= ? AND k < ? ORDER BY revision, place",
