@@ -27,9 +27,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], None]
 def test_sharers_of_all_sessions_are_inside_together(run: Any) -> None:
     async def test(world: World) -> None:
         a, b = await world.two()
-        grants = [
-            await party.acquire(owner, mode="shared") for party in (a, b) for owner in (1, 2)
-        ]
+        grants = [await party.acquire(owner, mode="shared") for party in (a, b) for owner in (1, 2)]
         assert all(grant.mode == "shared" and not grant.token & 1 for grant in grants)
         assert len(await a.locks.holders(NAME)) == 4
         for party in (a, b):

@@ -257,9 +257,7 @@ def test_one_owner_in_two_tasks_waits_for_one_lock_at_a_time() -> None:
 def test_closing_wakes_the_waiters_and_the_upgrading() -> None:
     async def main() -> None:
         cluster = await ringhold.aio.create(f"memory://lockasync{next(_names)}")
-        grants = [
-            await cluster.lock("x", mode="shared", owner=owner).acquire() for owner in (1, 2)
-        ]
+        grants = [await cluster.lock("x", mode="shared", owner=owner).acquire() for owner in (1, 2)]
         assert grants[0] is not None
         tasks = [
             asyncio.create_task(cluster.lock("x", owner=3).acquire()),
