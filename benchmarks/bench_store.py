@@ -37,8 +37,8 @@ from ringhold.store.base import Absent, Put, Store, run_direct
 from ringhold.store.requests import checked_commit
 from ringhold.store.sqlite import open_sqlite_store
 from ringhold.store.sqlite.apply import Now, apply
+from ringhold.store.sqlite.checkpoints import Checkpoints
 from ringhold.store.sqlite.schema import connect
-from ringhold.store.sqlite.writer import Checkpoints
 
 COMMITS = 200 if FULL else 20
 ROUNDS = 45 if FULL else 2

@@ -30,7 +30,7 @@ from ringhold.errors import (
 from ringhold.store.base import Absent, Born, Put, Store, Unchanged
 from ringhold.store.lock_files import CommitLock
 from ringhold.store.requests import checked_commit
-from ringhold.store.sqlite import open_sqlite_store, writer
+from ringhold.store.sqlite import checkpoints, open_sqlite_store, writer
 from ringhold.store.sqlite.apply import GrantLease, Now, RenewLease, apply
 from ringhold.store.sqlite.schema import BUSY_TIMEOUT_MS, connect, create_tables
 from ringhold.store.view import View, transact
@@ -278,7 +278,7 @@ def frames(directory: Path) -> int:
 
 
 def test_the_write_ahead_log_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 40)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_PAGES", 40)
 
     async def test(store: Store) -> None:
         for number in range(200):
@@ -291,9 +291,9 @@ def test_the_write_ahead_log_stays_short(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_reader_delays_the_reset_of_the_log_only_while_it_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 40)
-    monkeypatch.setattr(writer, "RESTART_PAGES", 200)
-    monkeypatch.setattr(writer, "RESTART_WAIT_MS", 1)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_PAGES", 40)
+    monkeypatch.setattr(checkpoints, "RESTART_PAGES", 200)
+    monkeypatch.setattr(checkpoints, "RESTART_WAIT_MS", 1)
 
     async def test(store: Store) -> None:
         await store.commit(puts=[Put(b"a", b"")])
@@ -314,8 +314,8 @@ def test_a_reader_delays_the_reset_of_the_log_only_while_it_reads(
 def test_views_that_overlap_without_a_gap_do_not_grow_the_log_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 40)
-    monkeypatch.setattr(writer, "RESTART_PAGES", 120)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_PAGES", 40)
+    monkeypatch.setattr(checkpoints, "RESTART_PAGES", 120)
 
     async def test(store: Store) -> None:
         async def write(view: View) -> None:
@@ -402,7 +402,7 @@ class Faulty:
 def test_a_checkpoint_that_fails_is_told_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_PAGES", 1)
     faults = {"wal_checkpoint": [fault] * 3}
     connections: list[Any] = []
 
@@ -427,7 +427,7 @@ def test_a_checkpoint_that_fails_is_told_and_tried_again(
 def test_a_failed_checkpoint_leaves_the_busy_timeout_of_commits(
     connection: apsw.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_PAGES", 1)
     timeouts: list[int] = []
 
     class Recording(Faulty):
@@ -436,16 +436,16 @@ def test_a_failed_checkpoint_leaves_the_busy_timeout_of_commits(
 
     for fault in (apsw.MisuseError("planned"), apsw.BusyError("planned"), MemoryError("planned")):
         recording: Any = Recording(connection, {"wal_checkpoint": [fault]})
-        checkpoints = writer.Checkpoints(recording)
+        due = checkpoints.Checkpoints(recording)
         apply(connection, [put(b"a")], Now(1, BOOT))
         if isinstance(fault, MemoryError):
             with pytest.raises(MemoryError):
-                checkpoints.run_if_due()
+                due.run_if_due()
         else:
-            assert checkpoints.run_if_due() is (
+            assert due.run_if_due() is (
                 None if isinstance(fault, apsw.BusyError) else fault
             )
-    assert timeouts == [writer.RESTART_WAIT_MS, BUSY_TIMEOUT_MS] * 3
+    assert timeouts == [checkpoints.RESTART_WAIT_MS, BUSY_TIMEOUT_MS] * 3
 
 
 def test_a_connection_that_cannot_be_closed_is_replaced(
