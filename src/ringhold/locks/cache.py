@@ -311,6 +311,10 @@ class SessionLocks:
             self.release(*key)
         lock = self.locks.get(key[0])
         if lock is not None:
+            if lock.wanted is None and not (lock.drop or self._writer_waits(lock)):
+                # The gate waited for this one: whoever asks from now on must not find it there.
+                self._deliver(self.table.cancel(lock.name, lock.gate))
+                lock.stop = True
             self.poke(lock)
 
     async def _lock_of(self, name: bytes) -> CachedLock:
