@@ -103,7 +103,7 @@ class Cluster:
         self.kv = KeyValue(store, env, check)
         self.locks = Locks(self._lock_service)
         self.transactions = Transactions(
-            store, env, check, self.file_core, self.file_system, self._lock_service.holds
+            store, env, check, self.file_core, self.file_system, self._lock_service.inquiries.holds
         )
 
     def __repr__(self) -> str:

@@ -135,7 +135,7 @@ class Party:
     async def waiting(self, count: int, raw: bytes = NAME) -> None:
         """Until so many owners wait, in all sessions."""
         async with asyncio.timeout(SOON_S):
-            while len(await self.locks.waiters(raw)) != count:  # noqa: ASYNC110
+            while len(await self.locks.inquiries.waiters(raw)) != count:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     async def die(self) -> None:
@@ -169,8 +169,8 @@ class World:
     async def assert_free(self, raw: bytes = NAME) -> None:
         """Nobody holds or awaits the lock, nothing of a request is left, anybody can have it."""
         for party in self.parties:
-            assert await party.locks.holders(raw) == []
-            assert await party.locks.waiters(raw) == []
+            assert await party.locks.inquiries.holders(raw) == []
+            assert await party.locks.inquiries.waiters(raw) == []
         await self.parties[0].queued(0, raw)
         for mode in ("exclusive", "shared", "exclusive"):
             for party in self.parties:

@@ -48,8 +48,10 @@ def test_nobody_gets_what_is_held(run: Any) -> None:
                 await party.acquire(2, timeout_s)
             assert caught.value.name == "name"
         for party in (a, b):
-            assert [held.token for held in await party.locks.holders(NAME)] == [grant.token]
-            assert await party.locks.waiters(NAME) == []
+            assert [held.token for held in await party.locks.inquiries.holders(NAME)] == [
+                grant.token
+            ]
+            assert await party.locks.inquiries.waiters(NAME) == []
         await grant.release()
         await world.assert_free()
 
@@ -75,7 +77,7 @@ def test_the_session_keeps_the_lock_and_gets_it_again_without_a_commit(run: Any)
         assert exclusive == sorted(set(exclusive))
         assert tokens == sorted(tokens)
         # Kept is not held.
-        assert await b.locks.holders(NAME) == []
+        assert await b.locks.inquiries.holders(NAME) == []
         assert len((await b.state()).holders) == 1
 
     run(test)
@@ -130,7 +132,7 @@ def test_sessions_are_served_in_the_order_they_came(run: Any) -> None:
         for number, party in enumerate(parties[1:], 1):
             waiting.append(party.start())
             await party.queued(number)
-        sessions = [waiter.session for waiter in await parties[0].locks.waiters(NAME)]
+        sessions = [waiter.session for waiter in await parties[0].locks.inquiries.waiters(NAME)]
         states = [await party.session.ensure() for party in parties[1:]]
         assert sessions == [state.id.hex() for state in states]
         await holder.release()
@@ -154,7 +156,9 @@ def test_owners_of_one_session_are_served_in_the_order_they_came(run: Any) -> No
         for number in range(5):
             waiting.append(a.start(10 + number))
             await a.waiting(number + 1)
-        assert [party.owner for party in await a.locks.waiters(NAME)] == list(range(10, 15))
+        assert [party.owner for party in await a.locks.inquiries.waiters(NAME)] == list(
+            range(10, 15)
+        )
         await holder.release()
         for number, task in enumerate(waiting):
             grant = await soon(task)
@@ -271,7 +275,7 @@ def test_a_reentrant_lock_counts(run: Any) -> None:
         with pytest.raises(NotOwned):
             outer.check()
         inner.check()
-        assert [party.token for party in await b.locks.holders(NAME)] == [inner.token]
+        assert [party.token for party in await b.locks.inquiries.holders(NAME)] == [inner.token]
         await inner.release()
         grant = await soon(asked)
         assert grant.token > outer.token
@@ -312,7 +316,7 @@ def test_a_broken_lock_is_lost(run: Any, contended: bool) -> None:
             await asyncio.sleep(0.05)
         told: list[object] = []
         grant.on_lost(told.append)
-        assert await b.locks.break_(NAME)
+        assert await b.locks.inquiries.break_(NAME)
         other = await soon(waiter or b.start(5))
         assert other.token > grant.token
         # By a letter, that is, not by looking now and then.
@@ -325,7 +329,7 @@ def test_a_broken_lock_is_lost(run: Any, contended: bool) -> None:
             await grant.release()
         other.check()
         await other.release()
-        assert not await b.locks.break_(NAME)
+        assert not await b.locks.inquiries.break_(NAME)
         await world.assert_free()
 
     run(test)
@@ -339,12 +343,12 @@ def test_breaking_what_nobody_holds_takes_nothing_from_the_session_that_keeps_it
         first = await a.acquire()
         await first.release()
         for party in (a, b):
-            assert await party.locks.break_(NAME) is False
+            assert await party.locks.inquiries.break_(NAME) is False
         grant = await a.acquire()
         await asyncio.sleep(0.05)
         grant.check()
         assert grant.token >> 21 == first.token >> 21
-        assert await a.locks.break_(NAME)
+        assert await a.locks.inquiries.break_(NAME)
         # Of this very session: known at once.
         with pytest.raises(LockLost):
             await grant.release()
@@ -359,7 +363,7 @@ def test_who_waits_in_a_session_whose_lock_was_broken_waits_on(run: Any) -> None
         grant = await a.acquire(1)
         waiting = [a.start(2), a.start(3, mode="shared"), a.start(4, mode="shared")]
         await a.waiting(3)
-        assert await b.locks.break_(NAME)
+        assert await b.locks.inquiries.break_(NAME)
         first = await soon(waiting[0])
         assert first.token > grant.token
         assert grant.lost.is_set()
@@ -400,7 +404,7 @@ def test_who_was_granted_while_the_lock_was_broken_does_not_hold_it(run: Any) ->
         again = await soon(behind)
         assert again.token > other.token
         again.check()
-        assert [party.token for party in await b.locks.holders(NAME)] == [again.token]
+        assert [party.token for party in await b.locks.inquiries.holders(NAME)] == [again.token]
 
     run(test)
 
@@ -511,7 +515,7 @@ def test_a_timeout_leaves_the_queue(run: Any) -> None:
             with pytest.raises(LockTimeout):
                 await b.acquire(1, 0.05, mode=mode)
             await a.queued(0)
-            assert await b.locks.waiters(NAME) == []
+            assert await b.locks.inquiries.waiters(NAME) == []
         await grant.release()
         await (await b.acquire(1, 0)).release()
         await world.assert_free()

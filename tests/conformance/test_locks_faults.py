@@ -26,7 +26,7 @@ from ringhold.errors import (
     RingholdError,
     StoreUnavailable,
 )
-from ringhold.locks import cache
+from ringhold.locks import keeper
 from ringhold.locks.keys import mailbox
 from ringhold.store.base import prefix_end
 
@@ -77,7 +77,7 @@ def test_giving_up_at_any_call_to_the_store_leaves_nothing_behind(
                 cancelled += 1
             b.store.at_call = None
             await a.queued(0)
-            assert await a.locks.holders(NAME) == [], f"cancelled at point {point}"
+            assert await a.locks.inquiries.holders(NAME) == [], f"cancelled at point {point}"
             if not at.struck:
                 break
         assert cancelled >= 6
@@ -110,7 +110,7 @@ def test_cancelled_at_every_step_of_the_loop(tmp_path: Path, contended: bool) ->
             else:
                 await grant.release()
             await a.queued(0)
-            assert await b.locks.holders(NAME) == [], f"cancelled after {steps} steps"
+            assert await b.locks.inquiries.holders(NAME) == [], f"cancelled after {steps} steps"
             if done:
                 break
         assert cancelled > 3
@@ -143,7 +143,7 @@ class Failing:
 def test_the_store_fails_at_any_call(
     run: Any, side: str, error: type[RingholdError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "RETRY_S", 0.01)
+    monkeypatch.setattr(keeper, "RETRY_S", 0.01)
 
     async def test(world: World) -> None:
         a, b = await world.two()
@@ -304,7 +304,7 @@ def test_when_the_tokens_of_a_holding_are_used_up_the_session_gets_new_ones(run:
 def test_idle_locks_beyond_a_number_are_given_back(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "CACHED_MAX", 20)
+    monkeypatch.setattr(keeper, "CACHED_MAX", 20)
 
     async def kept(party: Party, names: list[bytes]) -> list[bytes]:
         return [name for name in names if (await party.state(name)).holders]
@@ -342,7 +342,7 @@ def test_after_a_disappearance_nobody_gets_the_lock_before_the_delay(run: Any) -
             assert not any(task.done() for task in waiting)
             with pytest.raises(LockTimeout):
                 await b.acquire(3, 0)
-            assert await b.locks.holders(NAME) == []
+            assert await b.locks.inquiries.holders(NAME) == []
             b.env.skip(45)
         b.env.skip(10)
         grant = await soon(waiting[0])

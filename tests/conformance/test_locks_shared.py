@@ -29,7 +29,7 @@ def test_sharers_of_all_sessions_are_inside_together(run: Any) -> None:
         a, b = await world.two()
         grants = [await party.acquire(owner, mode="shared") for party in (a, b) for owner in (1, 2)]
         assert all(grant.mode == "shared" and not grant.token & 1 for grant in grants)
-        assert len(await a.locks.holders(NAME)) == 4
+        assert len(await a.locks.inquiries.holders(NAME)) == 4
         for party in (a, b):
             with pytest.raises(LockTimeout):
                 await party.acquire(3, 0.05)

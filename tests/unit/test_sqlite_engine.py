@@ -442,9 +442,7 @@ def test_a_failed_checkpoint_leaves_the_busy_timeout_of_commits(
             with pytest.raises(MemoryError):
                 due.run_if_due()
         else:
-            assert due.run_if_due() is (
-                None if isinstance(fault, apsw.BusyError) else fault
-            )
+            assert due.run_if_due() is (None if isinstance(fault, apsw.BusyError) else fault)
     assert timeouts == [checkpoints.RESTART_WAIT_MS, BUSY_TIMEOUT_MS] * 3
 
 

@@ -16,16 +16,18 @@ All methods run on the session's loop; those for one lock never at the same time
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 
 from ringhold.env import Env
 from ringhold.errors import Conflict, DeadlockError, OutcomeUnknown, SessionExpired
+from ringhold.locks.cached_lock import Broken, CachedLock, Demand, Refused
 from ringhold.locks.keys import (
     EXCLUSIVE,
     SHARED,
+    DelayRecord,
     HolderRecord,
     Holding,
-    LockKeys,
     LockState,
     WaiterRecord,
     Waiting,
@@ -37,84 +39,15 @@ from ringhold.locks.keys import (
     read_lock,
 )
 from ringhold.locks.session import SessionState
-from ringhold.store.base import Born, Compare, Empty, NoneBornAfter, Put, Store
+from ringhold.store.base import Born, Compare, Empty, NoneBornAfter, Put, Store, Unchanged
 from ringhold.store.repeat import commit_sure
-from ringhold.types import Mode
+from ringhold.types import Entry, Mode
 
 TICK_S = 0.04
 """How often a waiting session looks for holders that died and letters that were lost."""
 
 REMIND_S = 1.0
 """How often it asks the holders again."""
-
-
-class Broken(Exception):
-    """The session lives, but its key is gone: somebody broke the lock."""
-
-
-class Refused(Exception):
-    """There is somebody to wait for, and nobody here wants to wait."""
-
-
-class CachedLock:
-    """One lock as its session holds it. `base` is what the next token is counted from."""
-
-    __slots__ = (
-        "base",
-        "base_end",
-        "dead",
-        "delay_s",
-        "drop",
-        "gate",
-        "granted_ns",
-        "keys",
-        "look",
-        "mode",
-        "name",
-        "queued",
-        "since",
-        "stop",
-        "wake",
-        "wanted",
-    )
-
-    def __init__(self, name: bytes, gate: int):
-        self.name = name
-        self.keys = LockKeys.of(name)
-        self.gate = gate
-        self.mode: Mode | None = None
-        """As the session holds the lock in the store."""
-        self.since = 0
-        """The revision at which it got it."""
-        self.base = self.base_end = 0
-        self.delay_s = 0.0
-        self.granted_ns = 0
-        self.queued: Born | None = None
-        """The session's own place in the queue."""
-        self.wanted: Waiting | None = None
-        """The first of those who wait in other sessions, as last seen."""
-        self.look = False
-        """A letter came: see who wants the lock."""
-        self.drop = False
-        """To be given back even if nobody wants it."""
-        self.stop = False
-        """Giving it back was called off: somebody upgrades."""
-        self.dead = False
-        """Not to be used any more; whoever finds it so undoes what he did with it."""
-        self.wake = asyncio.Event()
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether all exclusive tokens of this holding are used up."""
-        return self.mode is not None and self.base >= self.base_end
-
-    def held(self, session: bytes) -> Born:
-        """The compare that `session` still holds it."""
-        return Born(self.keys.holder(self.mode or EXCLUSIVE, session), self.since)
-
-
-Demand = Callable[[], tuple[Mode, bool] | None]
-"""What is wanted of a lock within this process: the mode, and whether somebody would wait."""
 
 
 class Claims:
@@ -142,7 +75,7 @@ class Claims:
             except Conflict:
                 lock.wanted = None  # Somebody is there, if he lives: see who.
                 await self._expire_others()
-        ended_ns = reminded_ns = 0
+        reminded_ns = 0
         while True:
             lock.wake.clear()
             state = await read_lock(self._store, lock.keys)
@@ -167,9 +100,7 @@ class Claims:
                 return  # Who wanted more has given up.
             blockers = self._blockers(state, mode)
             if not blockers and state.delay is not None and not state.holders:
-                # The last holder disappeared without giving the lock back.
-                ended_ns = ended_ns or self._now()
-                left_s = decode_delay(state.delay.value) - (self._now() - ended_ns) / 1e9
+                left_s = await self._delay_left_s(lock, state.delay)
                 if left_s <= 0 and await self._take_seen(lock, mode, state):
                     return
                 if left_s > 0 and not patient:
@@ -188,6 +119,16 @@ class Claims:
                 reminded_ns = self._now()
                 await self._remind(lock, state.holders)
             await self.tick(lock)
+
+    async def _delay_left_s(self, lock: CachedLock, entry: Entry) -> float:
+        """How long to wait since the last holder disappeared without giving the lock back."""
+        record, now_ns = decode_delay(entry.value), self._now()
+        if 0 < record.noticed_ns <= now_ns:
+            return record.delay_s - (now_ns - record.noticed_ns) / 1e9
+        noticed = Put(lock.keys.delay, encode(DelayRecord(record.delay_s, now_ns)))
+        with contextlib.suppress(Conflict):  # Somebody else noticed it, or it is over.
+            await self._commit([Unchanged(lock.keys.delay, entry.revision)], [noticed], [])
+        return record.delay_s
 
     def _now(self) -> int:
         return self._env.clock.boottime_ns()
@@ -501,7 +442,8 @@ class Claims:
     async def set_delay(self, lock: CachedLock, delay_s: float) -> None:
         """Makes the delay after a disappearance at least `delay_s`, while the lock is held."""
         if lock.delay_s < delay_s:
-            await self._commit([lock.held(self._me)], [Put(lock.keys.delay, encode(delay_s))], [])
+            put = Put(lock.keys.delay, encode(DelayRecord(delay_s, 0)))
+            await self._commit([lock.held(self._me)], [put], [])
             lock.delay_s = delay_s
 
     async def drop_delay(self, lock: CachedLock) -> None:

@@ -25,7 +25,7 @@ from ringhold.types import Mode, TableGrant
 
 if TYPE_CHECKING:
     from ringhold.locks.cache import SessionLocks
-    from ringhold.locks.claims import CachedLock
+    from ringhold.locks.cached_lock import CachedLock
     from ringhold.locks.service import LockService
 
 logger = logging.getLogger("ringhold")

@@ -121,7 +121,7 @@ class AsyncLock:
 
     async def locked(self) -> bool:
         """Whether anybody, in any process, holds the lock."""
-        return bool(await self.service.holders(self.terms.raw))
+        return bool(await self.service.inquiries.holders(self.terms.raw))
 
     async def __aenter__(self) -> AsyncGrant:
         grant = await self.grant(self.timeout)
@@ -184,15 +184,15 @@ class AsyncLocks:
         Sessions that have the lock are asked; one that does not answer within half a second,
         because it is stopped, is told as a holder with the owner 0.
         """
-        return await self._service.holders(user_name(name))
+        return await self._service.inquiries.holders(user_name(name))
 
     async def waiters(self, name: str | bytes) -> list[LockParty]:
         """Who waits for the lock `name`, in the order in which they will get it."""
-        return await self._service.waiters(user_name(name))
+        return await self._service.inquiries.waiters(user_name(name))
 
     async def break_(self, name: str | bytes) -> bool:
         """Takes the lock `name` from its holders; whether there were any."""
-        return await self._service.break_(user_name(name))
+        return await self._service.inquiries.break_(user_name(name))
 
 
 class Lock:

@@ -58,6 +58,14 @@ class WaiterRecord(msgspec.Struct, frozen=True, array_like=True):
     since_s: float
 
 
+class DelayRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Value of d. `noticed_ns` is when somebody who waits first found the holder gone, on the boot
+    clock; 0 until then, and a moment to come if that was before the machine started."""
+
+    delay_s: float
+    noticed_ns: int
+
+
 class Question(msgspec.Struct, frozen=True, array_like=True):
     """Value of an ``i`` letter: `asker` wants to know who uses `name`."""
 
@@ -77,7 +85,7 @@ decode_holder = msgspec.msgpack.Decoder(HolderRecord).decode
 decode_waiter = msgspec.msgpack.Decoder(WaiterRecord).decode
 decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_use = msgspec.msgpack.Decoder(Use).decode
-decode_delay = msgspec.msgpack.Decoder(float).decode
+decode_delay = msgspec.msgpack.Decoder(DelayRecord).decode
 
 
 @dataclass(frozen=True, slots=True)

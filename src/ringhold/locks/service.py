@@ -14,8 +14,9 @@ Not guaranteed: that a holder knows at once that it lost its lock. A commit that
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,7 +24,6 @@ from ringhold.bridge import Bridge
 from ringhold.env import Env, forks
 from ringhold.errors import (
     Closed,
-    Conflict,
     DeadlockError,
     LockTimeout,
     RingholdError,
@@ -31,25 +31,16 @@ from ringhold.errors import (
 )
 from ringhold.locks.arguments import check_timeout
 from ringhold.locks.cache import SessionLocks
-from ringhold.locks.claims import CachedLock
+from ringhold.locks.cached_lock import CachedLock
 from ringhold.locks.grant import AnyGrant
 from ringhold.locks.held import ThreadCalls
+from ringhold.locks.inquiry import Inquiries
 from ringhold.locks.keys import (
     EXCLUSIVE,
-    Holding,
-    LockKeys,
-    LockState,
-    Use,
-    Waiting,
-    look_letter,
-    read_lock,
 )
 from ringhold.locks.mailbox import Mailbox
-from ringhold.locks.records import LockParty, token_of
 from ringhold.locks.session import Session
-from ringhold.owner import told_owner
-from ringhold.store.base import Born, Put, Store
-from ringhold.store.repeat import commit_sure
+from ringhold.store.base import Store
 from ringhold.types import Mode, decode_name
 
 logger = logging.getLogger("ringhold")
@@ -82,14 +73,15 @@ class LockService:
         self.calls = ThreadCalls(env)
         self.held: dict[tuple[bytes, int], AnyGrant] = {}
         """The latest grant of every owner, lost or not, until it is released."""
+        self.inquiries = Inquiries(store, env, self)
         self._store = store
         self._env = env
         self.clock = env.clock.boottime_ns
         self._session = session
-        self._current: SessionLocks | None = None
-        self._mailboxes: dict[SessionLocks, Mailbox] = {}
+        self.current: SessionLocks | None = None
+        self.mailboxes: dict[SessionLocks, Mailbox] = {}
         self._ending: dict[asyncio.Task[None], None] = {}
-        self._lost: dict[bytes, None] = {}
+        self.lost: dict[bytes, None] = {}
         """The sessions of this opening that were lost."""
         self._acquiring: dict[tuple[bytes, int], None] = {}
         self._idle = asyncio.Event()
@@ -112,7 +104,7 @@ class LockService:
 
         On an interrupt nothing stays held.
         """
-        locks = self._current
+        locks = self.current
         if locks is None:
             return None
         raw = terms.raw
@@ -145,7 +137,7 @@ class LockService:
         None says nothing. Raises LockTimeout, DeadlockError and what the store raises; on an
         interrupt nothing stays held.
         """
-        locks, raw = self._current, terms.raw
+        locks, raw = self.current, terms.raw
         lock = None if locks is None else locks.locks.get(raw)
         key = (raw, owner)
         if (
@@ -231,7 +223,7 @@ class LockService:
         self, kind: type[G], terms: Terms, key: tuple[bytes, int], *, patient: bool
     ) -> G:
         while True:
-            locks = await self._locks()
+            locks = await self.open_locks()
             try:
                 lock = await locks.acquire(key, terms.mode, patient=patient, delay_s=terms.delay_s)
             except SessionExpired:
@@ -246,26 +238,25 @@ class LockService:
                 self._verifier = asyncio.ensure_future(self._verify())
             return grant
 
-    async def _locks(self) -> SessionLocks:
+    async def open_locks(self) -> SessionLocks:
         state = await self._session.ensure()
         self.check_open()
-        locks = self._current
+        locks = self.current
         if locks is None or locks.state is not state:
             locks = SessionLocks(self._store, self._env, state, self._on_broken)
-            self._mailboxes[locks] = Mailbox(
-                self._store, self._env, state, locks, lambda name: self._use_of(locks, name)
-            )
+            use_of = functools.partial(self.inquiries.use_of, locks)
+            self.mailboxes[locks] = Mailbox(self._store, self._env, state, locks, use_of)
             state.on_loss(locks, lambda: self._on_loss(locks))
-            self._current = locks
+            self.current = locks
         return locks
 
     def _on_loss(self, locks: SessionLocks) -> None:
-        if self._current is locks:
-            self._current = None
-        self._lost[locks.state.id] = None
+        if self.current is locks:
+            self.current = None
+        self.lost[locks.state.id] = None
         locks.end(SessionExpired("the session has expired"))
         self._mark_lost(lambda grant: grant.within(locks))
-        mailbox = self._mailboxes.pop(locks)
+        mailbox = self.mailboxes.pop(locks)
         if self.closed:
             return
         ending = asyncio.ensure_future(self._end(locks, mailbox))
@@ -309,7 +300,7 @@ class LockService:
     async def _verify(self) -> None:
         """Looks now and then whether what is held here still stands in the store."""
         try:
-            while (locks := self._current) is not None and locks.locks:
+            while (locks := self.current) is not None and locks.locks:
                 await self._verify_once(locks)
                 await self._env.sleep(VERIFY_S)
         except Closed:
@@ -336,135 +327,13 @@ class LockService:
             if entry is None or entry.created != compare.revision:
                 locks.look(lock.name)
 
-    # Asking and breaking
-
-    async def holders(self, raw: bytes) -> list[LockParty]:
-        """Who holds the lock, in any process; sessions that merely keep it are left out."""
-        state = await self._state_of(raw)
-        uses = await self._uses(raw, state)
-        found: list[LockParty] = []
-        for holding in state.holders:
-            use = uses[holding.session]
-            found += [_keeper(holding)] if use is None else use.holders
-        return found
-
-    async def holds(self, raw: bytes, token: int) -> bool:
-        """Whether somebody holds the lock under `token`, in any process; a session that does not
-        answer is taken to hold it under all its tokens."""
-        locks = self._current
-        if locks is not None and any(
-            party.token == token for party in self._use_of(locks, raw).holders
-        ):
-            return True
-        parties = await self.holders(raw)
-        return any(party.token == token or not party.owner for party in parties)
-
-    async def waiters(self, raw: bytes) -> list[LockParty]:
-        """Who waits for the lock, in any process, in the order in which they will get it."""
-        state = await self._state_of(raw)
-        uses = await self._uses(raw, state)
-        found: list[LockParty] = []
-        for session, use in uses.items():
-            waiting = state.awaited_by(session)
-            if use is not None:
-                found += use.waiters
-            elif waiting is not None:
-                found.append(_candidate(waiting))
-        return found
-
-    async def _uses(self, raw: bytes, state: LockState) -> dict[bytes, Use | None]:
-        """Who uses the lock within each session, first those that have it, then the queue.
-
-        None for a session that does not answer.
-        """
-        sessions = dict.fromkeys(
-            [holding.session for holding in state.holders]
-            + [waiting.session for waiting in state.queue]
-        )
-        locks = self._current
-        answers = await asyncio.gather(*(self._ask(session, raw) for session in sessions))
-        uses = dict(zip(sessions, answers, strict=True))
-        if locks is not None and locks.state.id not in uses:
-            # Somebody here may be about to join the queue.
-            uses[locks.state.id] = self._use_of(locks, raw)
-        return uses
-
-    async def _ask(self, session: bytes, raw: bytes) -> Use | None:
-        locks = await self._locks()
-        if session == locks.state.id:
-            return self._use_of(locks, raw)
-        if session in self._lost:
-            return Use([], [])  # Its keys stand until somebody writes; what it held is lost.
-        return await self._mailboxes[locks].ask(session, raw)
-
-    def _use_of(self, locks: SessionLocks, raw: bytes) -> Use:
-        state = locks.state
-
-        def party(owner: int, mode: Mode, token: int) -> LockParty:
-            record = state.record
-            return LockParty(
-                session=state.id.hex(),
-                owner=told_owner(owner),
-                mode=mode.value,
-                token=token,
-                pid=record.pid,
-                host=record.host,
-                since=record.opened_s,
-            )
-
-        holders, waiters = ([], []) if state.expired else locks.parties(raw)
-        held = []
-        for owner, mode in holders:
-            grant = self.held.get((raw, owner))
-            held.append(party(owner, mode, 0 if grant is None else grant.token))
-        return Use(held, [party(owner, mode, 0) for owner, mode in waiters])
-
-    async def break_(self, raw: bytes) -> bool:
-        """Takes the lock from whoever holds it; whether somebody did.
-
-        The holders' commits fail from now on. Those of this session know it when this returns,
-        others learn of it by a letter. A lock that is merely kept stays where it is.
-        """
-        if not await self.holders(raw):
-            return False
-        keys = LockKeys.of(raw)
-        while True:
-            state = await read_lock(self._store, keys)
-            if not state.holders or await self._break(keys, state.holders):
-                if self._current is not None:
-                    await self._current.broken(raw)
-                return True
-            await self._store.expire_leases()
-
-    async def _break(self, keys: LockKeys, holders: Sequence[Holding]) -> bool:
-        """False when the holders changed meanwhile."""
-        try:
-            await commit_sure(
-                self._store,
-                self._env,
-                compares=[Born(holding.key, holding.since) for holding in holders],
-                puts=[
-                    Put(look_letter(holding.session, keys.name), b"", holding.session)
-                    for holding in holders
-                ],
-                deletes=[*(holding.key for holding in holders), keys.delay],
-            )
-        except (Conflict, SessionExpired):
-            return False
-        return True
-
-    async def _state_of(self, raw: bytes) -> LockState:
-        self.check_open()
-        await self._store.expire_leases()
-        return await read_lock(self._store, LockKeys.of(raw))
-
     async def close(self) -> None:
         """Ends all waiting with Closed. Grants end with the session, which is closed next."""
         self.closed = True
-        locks, self._current = self._current, None
+        locks, self.current = self.current, None
         if locks is not None:
             locks.end(Closed("the cluster is closed"))
-            await self._end(locks, self._mailboxes[locks])
+            await self._end(locks, self.mailboxes[locks])
             await locks.drop_delays()
         if self._acquiring:
             await self._idle.wait()
@@ -472,33 +341,6 @@ class LockService:
         if self._verifier is not None:
             self._verifier.cancel()
             await asyncio.gather(self._verifier, return_exceptions=True)
-
-
-def _keeper(holding: Holding) -> LockParty:
-    """A session that does not tell who in it holds the lock."""
-    record = holding.record
-    return LockParty(
-        session=holding.session.hex(),
-        owner=0,
-        mode=holding.mode.value,
-        token=token_of(holding.since),
-        pid=record.pid,
-        host=record.host,
-        since=record.since_s,
-    )
-
-
-def _candidate(waiting: Waiting) -> LockParty:
-    record = waiting.record
-    return LockParty(
-        session=waiting.session.hex(),
-        owner=0,
-        mode=waiting.mode.value,
-        token=0,
-        pid=record.pid,
-        host=record.host,
-        since=record.since_s,
-    )
 
 
 def _timed_out(name: str, timeout_s: float | None) -> LockTimeout:
