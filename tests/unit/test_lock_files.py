@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import ringhold
 from ringhold.errors import InvalidInput
 from ringhold.store import lock_files
 from ringhold.store.lock_files import CommitLock, LockFile
@@ -222,3 +224,26 @@ def test_the_machine_tells_its_boot_and_time_namespace() -> None:
     assert len(lock_files.boot_id()) == 16
     assert lock_files.boot_id() == lock_files.boot_id()
     assert lock_files.time_namespace().startswith("time:[")
+
+
+def test_a_store_that_nobody_has_open_holds_nothing_but_files(tmp_path: Path) -> None:
+    """Programs that copy directories stop at FIFOs; the rings are for those who are there."""
+
+    def fifos() -> list[Path]:
+        return [path for path in tmp_path.rglob("*") if path.is_fifo()]
+
+    first = ringhold.create(str(tmp_path / "c"))
+    second = ringhold.open(str(tmp_path / "c"))
+    for cluster in (first, second):
+        with cluster.lock("x", timeout=5):
+            cluster.kv["a"] = b"1"
+    assert fifos()
+    first.close()
+    assert fifos()
+    with second.lock("x", timeout=5):
+        second.kv["a"] = b"2"
+    second.close()
+    assert not fifos()
+    shutil.copytree(tmp_path / "c", tmp_path / "copy")
+    with ringhold.open(str(tmp_path / "copy"), create=False) as cluster:
+        assert cluster.kv["a"] == b"2"

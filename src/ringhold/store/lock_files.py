@@ -23,6 +23,7 @@ without exec still holds the descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -94,6 +95,7 @@ def _flock(kind: int) -> bytes:
 
 
 _WRITE_LOCK = _flock(fcntl.F_WRLCK)
+_READ_LOCK = _flock(fcntl.F_RDLCK)
 _UNLOCK = _flock(fcntl.F_UNLCK)
 
 
@@ -115,6 +117,14 @@ class LockFile:
     def try_acquire(self) -> bool:
         try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def try_share(self) -> bool:
+        """Locks for reading, as any number may at once."""
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _READ_LOCK)
         except (BlockingIOError, PermissionError):
             return False
         return True
@@ -208,6 +218,43 @@ def _open_fifo(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
+class Openings(LockFile):
+    """Held for reading by whoever has the store open, so that the last one to leave is known.
+
+    He removes the FIFOs: many programs that copy directories stop at them, and a store that
+    nobody has open should be copied like any other files. What a killed process leaves behind
+    goes with the next last one. One that comes while they are removed, or cannot be counted,
+    loses rings at most, not their effect: everything that is rung for is polled for as well.
+    """
+
+    def __init__(self, directory: str):
+        super().__init__(os.path.join(directory, "open"))
+        self._directory = directory
+        self.try_share()
+
+    def leave(self) -> None:
+        # What cannot be removed, for whatever reason, harms nobody who has the store open.
+        with contextlib.suppress(OSError):
+            if self.try_acquire():
+                self._remove_fifos()
+        self.close()
+
+    def _remove_fifos(self) -> None:
+        for name in ("commit.free", "turnstile.free"):
+            _remove_fifo(os.path.join(self._directory, name))
+        bells = os.path.join(os.path.dirname(self._directory), "bells")
+        for name in os.listdir(bells) if os.path.isdir(bells) else ():
+            _remove_fifo(os.path.join(bells, name))
+
+
+def _remove_fifo(path: str) -> None:
+    try:
+        if stat.S_ISFIFO(os.lstat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
 class CommitLock:
     """The lock around every commit and checkpoint of one store, fair between processes.
 
@@ -220,6 +267,7 @@ class CommitLock:
 
     def __init__(self, directory: str, wanted: Callable[[], bool] | None = None):
         """`wanted` is asked again and again while the lock is waited for."""
+        self._openings = Openings(directory)
         self._turnstile = AwaitedLock(os.path.join(directory, "turnstile"))
         self._lock = AwaitedLock(os.path.join(directory, "commit"))
         self._wanted = wanted
@@ -269,7 +317,10 @@ class CommitLock:
         try:
             self._lock.close()
         finally:
-            self._turnstile.close()
+            try:
+                self._turnstile.close()
+            finally:
+                self._openings.leave()
 
 
 def begun_ns(path: str) -> int:
