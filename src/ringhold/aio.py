@@ -102,8 +102,9 @@ class Cluster:
         self.file_core = FileCore(store, env, session, self._pool, self.slots, record)
         self.kv = KeyValue(store, env, check)
         self.locks = Locks(self._lock_service)
+        holder_under = self._lock_service.inquiries.holder_under
         self.transactions = Transactions(
-            store, env, check, self.file_core, self.file_system, self._lock_service.inquiries.holds
+            store, env, check, self.file_core, self.file_system, holder_under
         )
 
     def __repr__(self) -> str:

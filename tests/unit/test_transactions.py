@@ -357,8 +357,8 @@ class NoFiles:
         pass
 
 
-async def held(name: bytes, token: int) -> bool:
-    return True
+async def held(name: bytes, token: int) -> bytes | None:
+    return None
 
 
 def with_store(test: Callable[[Unreliable, AsyncTransactions], Awaitable[None]]) -> None:

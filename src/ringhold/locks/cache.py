@@ -60,6 +60,8 @@ class SessionLocks(Keeper):
         try:
             granted = bool(self.table.request(*key, mode))
             while not (granted or self._ended or lock.dead):
+                # The session may have given the lock away, or kept a share of it only, meanwhile.
+                self._call_loop(self.poke, lock)
                 if waiter.error is not None:
                     raise waiter.error
                 left_s = CHECK_S if end_ns is None else (end_ns - now()) / 1e9
@@ -92,6 +94,7 @@ class SessionLocks(Keeper):
         SessionExpired, and what the store raises. Leaves nothing behind when it raises.
         """
         while True:
+            self._check_ended()
             lock = await self._lock_of(key[0])
             if lock.exhausted:
                 await self._renew(lock)
@@ -208,9 +211,13 @@ class SessionLocks(Keeper):
                 while not lock.dead and lock.mode and lock.since == since:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
 
+    def _check_ended(self) -> None:
+        if self._end_error is not None:
+            raise copy.copy(self._end_error)
+
     def end(self, error: RingholdError) -> None:
         """The session is lost or closed: who waits gets a copy of `error`."""
-        self._ended = True
+        self._ended, self._end_error = True, error
         for waiter in self._waiting.values():
             if not waiter.future.done():
                 waiter.future.set_exception(copy.copy(error))

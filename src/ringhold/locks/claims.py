@@ -431,6 +431,7 @@ class Claims:
         self._gave(lock)
         if keep_shared:
             self._adopt(lock, SHARED, revision)
+            lock.look = True  # For those who wait behind the sharers that were just let in.
         elif again is not None and again[1]:
             lock.queued = Born(queue_key, revision)
 

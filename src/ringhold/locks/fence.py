@@ -17,7 +17,7 @@ from ringhold.errors import StaleToken
 from ringhold.home import Bound
 from ringhold.locks.arguments import user_name
 from ringhold.locks.records import revision_of
-from ringhold.store.base import Absent, Snapshot, Store, Unchanged, prefix_end
+from ringhold.store.base import Absent, Born, Snapshot, Store, Unchanged
 from ringhold.store.keyspace import fence_key, lock_prefix
 from ringhold.store.view import View, transact
 from ringhold.types import decode_name
@@ -56,14 +56,12 @@ async def admit(view: View, name: bytes, token: int) -> None:
         view.put(fence_key(name), token.to_bytes(TOKEN_BYTES, "big"))
 
 
-async def holder_key(snapshot: Snapshot, name: bytes, token: int) -> bytes | None:
-    """The key under which the lock `name` is held with `token` at `snapshot`, if it is."""
-    # A shared token may also come from within a process that holds the lock exclusively.
-    for kind in b"x" if token & EXCLUSIVE_BIT else b"xs":
-        prefix = lock_prefix(name) + bytes([kind])
-        for key, entry in await snapshot.range(prefix, prefix_end(prefix)):
-            if entry.created == revision_of(token):
-                return key
+async def holder_born(snapshot: Snapshot, name: bytes, session: bytes) -> Born | None:
+    """The compare that `session` still holds the lock `name` as it does at `snapshot`."""
+    keys = [lock_prefix(name) + kind + session for kind in (b"x", b"s")]
+    for key, entry in zip(keys, await snapshot.get_many(keys), strict=True):
+        if entry is not None:
+            return Born(key, entry.created)
     return None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -33,6 +34,14 @@ logger = logging.getLogger("ringhold")
 G = TypeVar("G", bound="AnyGrant")
 
 _making_events = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _making_events
+    _making_events = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class AnyGrant:
@@ -103,15 +112,24 @@ class AnyGrant:
     def of(self, lock: CachedLock) -> bool:
         return self._lock is lock
 
-    def again(self, kind: type[G]) -> G:
-        """Another grant of the same owner, with the same token."""
-        name, owner = self._key
-        held = self._service.held
-        self._locks.table.try_acquire(name, owner, self._mode)
+    def again(self, kind: type[G]) -> G | None:
+        """Another grant of the same owner, with the same token; None when this one has ended
+        meanwhile, on another thread of that owner."""
+        key, held, locks = self._key, self._service.held, self._locks
+        if not locks.table.try_acquire(*key, self._mode):
+            return None
         exclusive = self._mode is EXCLUSIVE
-        grant = kind(self._service, self._locks, self._lock, self._key, exclusive, self.name, self)
-        held[self._key] = grant
-        return grant
+        grant = kind(self._service, locks, self._lock, key, exclusive, self.name, self)
+        # Other threads come after calls only, and there is none in the next two lines.
+        if key in held and held[key] is self and not self._released:
+            held[key] = grant
+            return grant
+        locks.release(*key)
+        return None
+
+    def cover(self, lost: AnyGrant) -> None:
+        """`lost` is of the same owner, and will be found when this one has ended."""
+        self._outer = lost
 
     @property
     def held(self) -> Born:
@@ -120,6 +138,8 @@ class AnyGrant:
 
     def check(self) -> None:
         """Raises LockLost when the grant ended, NotOwned when it was released; does no I/O."""
+        if self._service.generation != forks.generation:
+            self._service.check_process()
         if self.is_lost:
             if self._event is not None:
                 self._event.set()
@@ -223,8 +243,8 @@ class AnyGrant:
         else:
             token = lock.base + TOKEN_STEP
         grant = self._service.held.get(self._key)
-        while grant is not None:
-            grant.token, grant._mode, grant._lock = token, mode, lock
+        while grant is not None and grant._lock is lock and not grant._gone:
+            grant.token, grant._mode = token, mode
             grant = grant._outer
 
     async def _upgrade(self, timeout_s: float | None) -> int:
@@ -296,11 +316,6 @@ class Grant(AnyGrant):
         """Set when the grant ended before its release."""
         event: threading.Event = self._make_event(threading.Event)
         return event
-
-    def check(self) -> None:
-        """Raises LockLost when the grant ended, NotOwned when it was released; does no I/O."""
-        self._service.check_process()
-        super().check()
 
     def on_lost(self, callback: Callable[[Grant], object]) -> None:
         """Calls ``callback(grant)`` once, on a thread of Ringhold, when the grant is lost."""

@@ -22,7 +22,7 @@ from ringhold.locks.keys import (
     look_letter,
     read_lock,
 )
-from ringhold.locks.records import LockParty, token_of
+from ringhold.locks.records import LockParty, revision_of, token_of
 from ringhold.owner import told_owner
 from ringhold.store.base import Born, Put, Store
 from ringhold.store.repeat import commit_sure
@@ -50,16 +50,19 @@ class Inquiries:
             found += [_keeper(holding)] if use is None else use.holders
         return found
 
-    async def holds(self, raw: bytes, token: int) -> bool:
-        """Whether somebody holds the lock under `token`, in any process; a session that does not
+    async def holder_under(self, raw: bytes, token: int) -> bytes | None:
+        """The session in which the lock is held under `token`, in any process; one that does not
         answer is taken to hold it under all its tokens."""
         locks = self._service.current
         if locks is not None and any(
             party.token == token for party in self.use_of(locks, raw).holders
         ):
-            return True
-        parties = await self.holders(raw)
-        return any(party.token == token or not party.owner for party in parties)
+            return locks.state.id
+        for party in await self.holders(raw):
+            silent = not party.owner and revision_of(party.token) == revision_of(token)
+            if party.token == token or silent:
+                return bytes.fromhex(party.session)
+        return None
 
     async def waiters(self, raw: bytes) -> list[LockParty]:
         """Who waits for the lock, in any process, in the order in which they will get it."""

@@ -111,6 +111,7 @@ class Keeper:
         self._threads: dict[Key, ThreadWaiter] = {}
         self._tasks: dict[CachedLock, asyncio.Task[None]] = {}
         self._ended = False
+        self._end_error: RingholdError | None = None
 
     def release(self, name: bytes, owner: int) -> None:
         """Undoes one acquisition and wakes who got the lock by that."""

@@ -154,7 +154,7 @@ class LockService:
             if not locks.acquire_here(lock, key, terms.mode, timeout_s):
                 return None
             grant = kind(self, locks, lock, key, terms.mode is EXCLUSIVE, terms.name, None)
-            self.held[key] = grant
+            self._hold(locks, key, grant, terms.name)
             return grant
         except LockTimeout:
             raise _timed_out(terms.name, timeout_s) from None
@@ -164,9 +164,24 @@ class LockService:
             self._undo(locks, key)
             raise
 
+    def _hold(
+        self, locks: SessionLocks, key: tuple[bytes, int], grant: AnyGrant, name: str
+    ) -> None:
+        """Notes a new grant. DeadlockError when another thread of the same owner was faster."""
+        other = self.held.setdefault(key, grant)
+        if other is grant:
+            return
+        if not other.is_lost:
+            locks.release(*key)
+            raise _deadlock(name, "it is held by this very owner")
+        # A block that lost it is still to be left, and has to say so.
+        grant.cover(other)
+        self.held[key] = grant
+
     def _undo(self, locks: SessionLocks, key: tuple[bytes, int]) -> None:
         """After an interrupt: gives back what may or may not have been got."""
         self.held.pop(key, None)
+        locks.tell(locks.table.cancel(*key))
         if locks.table.mode(*key) is not None:
             locks.release(*key)
 
@@ -233,7 +248,7 @@ class LockService:
                 continue
             exclusive = terms.mode is EXCLUSIVE
             grant = kind(self, locks, lock, key, exclusive, terms.name, None)
-            self.held[key] = grant
+            self._hold(locks, key, grant, terms.name)
             if self._verifier is None:
                 self._verifier = asyncio.ensure_future(self._verify())
             return grant
@@ -246,8 +261,8 @@ class LockService:
             locks = SessionLocks(self._store, self._env, state, self._on_broken)
             use_of = functools.partial(self.inquiries.use_of, locks)
             self.mailboxes[locks] = Mailbox(self._store, self._env, state, locks, use_of)
-            state.on_loss(locks, lambda: self._on_loss(locks))
             self.current = locks
+            state.on_loss(locks, lambda: self._on_loss(locks))
         return locks
 
     def _on_loss(self, locks: SessionLocks) -> None:
@@ -309,7 +324,7 @@ class LockService:
             self._verifier = None
 
     async def _verify_once(self, locks: SessionLocks) -> None:
-        names = dict.fromkeys(raw for raw, _ in self.held)
+        names = dict.fromkeys(raw for raw, _ in list(self.held))
         found = [lock for raw in names if (lock := locks.locks.get(raw)) is not None]
         held = [lock.held(locks.state.id) for lock in found]
         try:

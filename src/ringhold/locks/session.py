@@ -20,6 +20,7 @@ Not guaranteed: that `check` is still true a moment later. What must hold compar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import os
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ringhold.env import Env, finish, process_id
+from ringhold.env import Env, process_id
 from ringhold.errors import (
     Closed,
     InvalidInput,
@@ -123,6 +124,7 @@ class SessionState:
         self._unanswered = self._seen_ns >= self._deadline_ns
         self._lost = False
         self._counter = 0
+        self._announced = False
         self._on_loss: dict[object, Callable[[], None]] = {}
         self._wake = asyncio.Event()
 
@@ -192,8 +194,12 @@ class SessionState:
         return self._counter >= COUNTER_END
 
     def on_loss(self, key: object, callback: Callable[[], None]) -> None:
-        """Calls `callback` on the loop when the session is lost, until `forget(key)`."""
-        self._on_loss[key] = callback
+        """Calls `callback` on the loop when the session is lost, until `forget(key)`; at once when
+        that was announced already."""
+        if self._announced:
+            callback()
+        else:
+            self._on_loss[key] = callback
 
     def forget(self, key: object) -> None:
         self._on_loss.pop(key, None)
@@ -231,6 +237,7 @@ class SessionState:
         self._seen_ns = now_ns
 
     def announce_loss(self) -> None:
+        self._announced = True
         self._mark_lost()
         self._wake.set()
         callbacks = list(self._on_loss.values())
@@ -272,7 +279,7 @@ class Session:
         ttl_ns = int(ttl_s * 1e9)
         self._timing = _Timing(ttl_ns, max(250_000_000, ttl_ns // 20))
         self._current: SessionState | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[SessionState] | None = None
         self._keepers: dict[SessionState, asyncio.Task[None]] = {}
         self._closed = False
 
@@ -284,14 +291,22 @@ class Session:
 
     async def ensure(self) -> SessionState:
         """The session that is alive now; opens one if there is none."""
-        async with self._opening:
-            if self._closed:
-                raise Closed("the cluster is closed")
-            state = self._current
-            if state is None or state.expired or state.exhausted:
-                # One that is only exhausted keeps being renewed: locks may hang on it.
-                state = await finish(asyncio.ensure_future(self._open()))
+        if self._closed:
+            raise Closed("the cluster is closed")
+        state = self._current
+        # One that is only exhausted keeps being renewed: locks may hang on it.
+        if state is not None and not (state.expired or state.exhausted):
             return state
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(self._open())
+            self._opening.add_done_callback(self._opened)
+        # Whoever is cancelled leaves it to the others who wait for it, or who come later.
+        return await asyncio.shield(self._opening)
+
+    def _opened(self, opening: asyncio.Task[SessionState]) -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is not None:
+            logger.debug("a session could not be opened: %s", opening.exception())
 
     async def _open(self) -> SessionState:
         session_id = self._env.random_bytes(SESSION_BYTES)
@@ -303,7 +318,9 @@ class Session:
             put = Put(key, encode_record(record), session_id)
             revision = await commit_sure(self._store, self._env, puts=[put])
         except RingholdError:
-            await self._store.revoke_lease(session_id)
+            # If that fails as well, or this was cancelled, it runs out: nobody renews it.
+            with contextlib.suppress(RingholdError):
+                await self._store.revoke_lease(session_id)
             raise
         born = Born(key, revision)
         lease_until = self._store.lease_until
@@ -387,8 +404,10 @@ class Session:
     async def close(self) -> None:
         """Ends the session and everything bound to it; later calls of `ensure` raise Closed."""
         self._closed = True
-        async with self._opening:
-            keepers = list(self._keepers.items())
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
+        keepers = list(self._keepers.items())
         for _, keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*(keeper for _, keeper in keepers), return_exceptions=True)
@@ -396,4 +415,7 @@ class Session:
             alive = not state.expired
             state.announce_loss()
             if alive:
-                await self._store.revoke_lease(state.id)
+                try:
+                    await self._store.revoke_lease(state.id)
+                except StoreUnavailable as error:
+                    logger.warning("session %s is left to expire: %s", state.id.hex(), error)

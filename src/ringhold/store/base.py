@@ -133,7 +133,8 @@ class Snapshot(Protocol):
 class Transactional(Protocol):
     """The part of a store that operations on keys need, one view at a time.
 
-    Cancelling `commit` after it was queued waits for its outcome, then raises CancelledError.
+    Cancelling `commit`
+    takes it back if it was not begun, and waits for its outcome otherwise.
     """
 
     async def snapshot(self) -> Snapshot:

@@ -51,14 +51,11 @@ from ringhold.store.requests import (
     checked_commit,
     lease_gone,
     no_longer_kept,
+    revision_at,
     ttl_in_ns,
 )
 from ringhold.store.versions import Versions
 from ringhold.types import Entry, Event, EventKind
-
-EPOCH_S = 1_577_836_800
-REVISIONS_PER_S = 4000
-FIRST_REVISION_MAX = 1 << 41
 
 WATCH_BATCH = 64
 """Revisions a watch takes from the log at a time, so that a late one does not stop the loop."""
@@ -278,11 +275,6 @@ class _Waiter:
         self._event.clear()
 
 
-def _first_revision(wall_s: float) -> int:
-    """Quarters of a millisecond since 2020, of which 42 bits reach into 2054."""
-    return min(max(1, int((wall_s - EPOCH_S) * REVISIONS_PER_S)), FIRST_REVISION_MAX)
-
-
 _stores: dict[str, _Memory] = {}
 _stores_lock = threading.Lock()
 
@@ -298,7 +290,7 @@ async def open_memory_store(
         if not create and name not in _stores:
             raise FileNotFoundError(f"there is no memory store {name!r} in this process")
         if create:
-            _stores[name] = _Memory(log_revisions, _first_revision(env.clock.wall()))
+            _stores[name] = _Memory(log_revisions, revision_at(env.clock.wall()))
         return MemoryStore(name, _stores[name], env)
 
 

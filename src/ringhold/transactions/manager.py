@@ -18,7 +18,7 @@ from ringhold.store.base import Absent, Store
 from ringhold.store.keyspace import CLUSTER
 from ringhold.transactions.transaction import (
     ID_BYTES,
-    Holds,
+    HolderUnder,
     SharedView,
     Transaction,
     TransactionStatus,
@@ -78,14 +78,14 @@ class AsyncTransactions:
         check_open: Callable[[], None],
         files: SharedView,
         file_system: Callable[[Transaction], Any],
-        holds: Holds,
+        holder_under: HolderUnder,
     ):
         self._store = store
         self._env = env
         self._check_open = check_open
         self._files = files
         self._file_system = file_system
-        self._holds = holds
+        self._holder_under = holder_under
         self._active: dict[str, Transaction] = {}
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
@@ -99,7 +99,7 @@ class AsyncTransactions:
             self._check_open,
             self._files,
             self._file_system,
-            self._holds,
+            self._holder_under,
             self._active,
         )
 

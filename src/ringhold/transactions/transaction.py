@@ -35,10 +35,9 @@ from ringhold.errors import (
 from ringhold.files.scope import loss_behind
 from ringhold.files.stored import what_changed
 from ringhold.locks.arguments import user_name
-from ringhold.locks.fence import admit, check_token, holder_key
-from ringhold.locks.records import revision_of
+from ringhold.locks.fence import admit, check_token, holder_born
 from ringhold.store import kv
-from ringhold.store.base import Born, Compare, Snapshot, Store
+from ringhold.store.base import Compare, Snapshot, Store
 from ringhold.store.keyspace import FENCE, KEY_VALUE
 from ringhold.store.view import View, commit_known
 from ringhold.types import Entry, decode_name
@@ -65,8 +64,8 @@ class LockLabel:
     token: int
 
 
-Holds = Callable[[bytes, int], Awaitable[bool]]
-"""Whether a lock, by its name in the store, is held under a token, in any process."""
+HolderUnder = Callable[[bytes, int], Awaitable[bytes | None]]
+"""The session that holds a lock, by its name in the store, under a token."""
 
 
 class SharedView(Protocol):
@@ -90,7 +89,7 @@ class Transaction:
         check_open: Callable[[], None],
         files: SharedView,
         file_system: Callable[[Transaction], Any],
-        holds: Holds,
+        holder_under: HolderUnder,
         active: dict[str, Transaction],
     ):
         self._store = store
@@ -99,7 +98,7 @@ class Transaction:
         self._check_open = check_open
         self._files = files
         self._make_file_system = file_system
-        self._holds = holds
+        self._holder_under = holder_under
         self._active = active
         self._nonce = env.random_bytes(ID_BYTES)
         self._snapshot: Snapshot | None = None
@@ -188,11 +187,11 @@ class Transaction:
             for name, token in self._guards:
                 label = LockLabel(decode_name(name[1:]), token)
                 await admit(now, name, token)
-                key = await holder_key(snapshot, name, token)
-                # The session that has the lock may keep it after its holder's release.
-                if key is None or not await self._holds(name, token):
+                # A session may keep a lock after its holder's release, so it is asked.
+                session = await self._holder_under(name, token)
+                compare = None if session is None else await holder_born(snapshot, name, session)
+                if compare is None:
                     raise self._unguarded(label)
-                compare = Born(key, revision_of(token))
                 now.require(compare)
                 self._guarding[compare] = label
             view.absorb(now)

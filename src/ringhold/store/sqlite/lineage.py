@@ -7,8 +7,9 @@ older than it was:
   which a synced commit has raised before. A power cut may take acknowledged commits away; the
   first commit of the next boot goes on above the ceiling.
 - A file that is not the one last written was put there: a backup was restored. The first commit
-  that finds it so goes on RESTORE_JUMP revisions higher, more than were ever given since the
-  backup was made. Tokens have 42 bits of revision, so a store can be restored 250 times.
+  that finds it so goes on RESTORE_JUMP revisions higher, and above what 4000 commits a second
+  since 2020 had reached by the file's birth, so that restoring the same backup again goes higher
+  again. Tokens have 42 bits of revision: room for 16 000 restores.
 
 What was skipped is remembered. A watch that had seen everything before goes on behind it; one
 that asks for a skipped revision saw a history that is gone and is told so (Compacted).
@@ -26,10 +27,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 
-from ringhold.store.requests import no_longer_kept
+from ringhold.store.requests import no_longer_kept, revision_at
 
 CEILING_STEP = 10_000
-RESTORE_JUMP = 1 << 34
+RESTORE_JUMP = 1 << 28
 
 _STRUCT = struct.Struct(">qqqqq")
 
@@ -61,6 +62,7 @@ class Lineage:
             newest = max(newest, self.ceiling)
         if file != self.file:
             newest = max(newest, self.ceiling) + RESTORE_JUMP
+            newest = max(newest, revision_at(file / 1e9))
         if newest == revision:
             return replace(self, boot=boot, file=file)
         return Lineage(boot, file, self.ceiling, revision + 1, newest)

@@ -37,7 +37,7 @@ from collections.abc import Callable, Sequence, Set
 
 import apsw
 
-from ringhold.env import Clock
+from ringhold.env import Clock, process_id
 from ringhold.errors import Closed, Corrupt, OutcomeUnknown, RingholdError, StoreUnavailable
 from ringhold.store.leases import SIGNING_NS_MAX
 from ringhold.store.lock_files import CommitLock, file_identity, inode_of
@@ -130,8 +130,8 @@ class Writer:
     # Callers
 
     async def submit(self, request: Request) -> int:
-        """Commits through the writer thread. Cancelled, it waits for the outcome all the same;
-        an error is then the cause of the CancelledError."""
+        """Commits through the writer thread. Cancelled, it takes the request back, or waits for
+        its outcome if it was begun; an error is then the cause of the CancelledError."""
         waiting = Waiting(request, self._clock.monotonic_ns(), self._loop.create_future())
         cancelled: asyncio.CancelledError | None = None
         self._awaited[waiting] = None
@@ -147,7 +147,9 @@ class Writer:
                     await waiting.future
                 except asyncio.CancelledError as error:
                     cancelled = error
-                    waiting.future = self._loop.create_future()
+                    gone = StoreUnavailable(f"a commit to {self._path} was cancelled")
+                    if not self._queue.withdraw(waiting, gone):
+                        waiting.future = self._loop.create_future()
         finally:
             del self._awaited[waiting]
         if cancelled is not None:
@@ -172,14 +174,22 @@ class Writer:
                 if not turn.over:
                     self._end_turn(turn)
             if waiting.outcome is None and not waiting.wait(self._commit_timeout_s):
-                error = lock_not_had(self._path, self._lock, self._commit_timeout_s)
-                self._queue.withdraw(waiting, error)
+                self._wait_longer(waiting)
         finally:
             if not turn.over:
                 self._end_turn(turn)
             if waiting.outcome is None:
                 self._settle(waiting)
         return _result(waiting)
+
+    def _wait_longer(self, waiting: Waiting) -> None:
+        """After the timeout: only others who have the lock are a reason to give up. Where it was
+        this process that stood still, its own turn may be over in a moment."""
+        if self._lock.holder() == process_id():
+            waiting.wait(self._commit_timeout_s)
+        if waiting.outcome is None:
+            error = lock_not_had(self._path, self._lock, self._commit_timeout_s)
+            self._queue.withdraw(waiting, error)
 
     def _settle(self, waiting: Waiting) -> None:
         interrupted: BaseException | None = None
@@ -206,6 +216,8 @@ class Writer:
         """Answers tasks that waited too long; threads look after themselves."""
         self._withdrawing = None
         limit_ns = self._clock.monotonic_ns() - int(self._commit_timeout_s * 1e9)
+        if self._lock.holder() == process_id():
+            limit_ns -= int(self._commit_timeout_s * 1e9)  # See `_wait_longer`.
         for waiting in self._queue.overdue(limit_ns):
             error = lock_not_had(self._path, self._lock, self._commit_timeout_s)
             if self._queue.withdraw(waiting, error):
