@@ -362,6 +362,7 @@ def test_threads_in_a_crowd_that_is_in_a_hurry(cluster: ringhold.Cluster) -> Non
                 continue
             with grant:
                 inside.append(number)
+                time.sleep(0.0005)
                 if inside != [number]:
                     wrong.append(list(inside))
                 inside.remove(number)

@@ -69,7 +69,8 @@ class SessionLocks(Keeper):
                     raise LockTimeout("the lock was not granted in time")
                 waiter.sleep(min(left_s, CHECK_S))
                 granted = self._has(key, mode)
-            if granted and not (lock.dead or lock.exhausted):
+            fresh = self._env.clock.boottime_ns() < self.state.fresh_until_ns
+            if granted and fresh and not (lock.dead or lock.exhausted):
                 return True
             self._withdraw_here(lock, key)
             return False

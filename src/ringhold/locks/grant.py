@@ -34,11 +34,13 @@ logger = logging.getLogger("ringhold")
 G = TypeVar("G", bound="AnyGrant")
 
 _making_events = threading.Lock()
+_nesting = threading.Lock()
+"""Held while grants of one owner are put on top of each other or taken apart."""
 
 
 def _after_fork() -> None:
-    global _making_events
-    _making_events = threading.Lock()
+    global _making_events, _nesting
+    _making_events, _nesting = threading.Lock(), threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -120,10 +122,10 @@ class AnyGrant:
             return None
         exclusive = self._mode is EXCLUSIVE
         grant = kind(self._service, locks, self._lock, key, exclusive, self.name, self)
-        # Other threads come after calls only, and there is none in the next two lines.
-        if key in held and held[key] is self and not self._released:
-            held[key] = grant
-            return grant
+        with _nesting:
+            if key in held and held[key] is self and not self._released:
+                held[key] = grant
+                return grant
         locks.release(*key)
         return None
 
@@ -196,30 +198,39 @@ class AnyGrant:
         grants: list[TableGrant] = []
         # Interrupts and other threads come after calls only: from the look at what is held to
         # the release in the table there is none.
-        if key in held and held[key] is self:
-            if self._outer is None:
-                del held[key]
-            else:
-                held[key] = self._outer
+        if key in held and held[key] is self and self._outer is None:
+            del held[key]
             self._released = True
             if not lost:
                 grants = release(name, owner)
         else:
-            above = held.get(key)
-            while above is not None and above._outer is not self:
-                above = above._outer
-            if self._released:
-                raise NotOwned(f"lock {self.name!r} was released already", name=self.name)
-            if above is not None:
-                above._outer = self._outer
-            self._released = True
-            if not lost:
-                grants = release(name, owner)
+            with _nesting:
+                self._unlink()
+                self._released = True
+                if not lost:
+                    grants = release(name, owner)
         if grants:
             locks.tell(grants)
         if lost:
             self._gone = True
             raise self._loss()
+
+    def _unlink(self) -> None:
+        """Takes this one from among the grants of its owner. NotOwned if it is not there."""
+        held, key = self._service.held, self._key
+        latest = held.get(key)
+        if self._released or latest is None:
+            raise NotOwned(f"lock {self.name!r} was released already", name=self.name)
+        above = latest
+        while above is not self and above._outer is not None:
+            if above._outer is self:
+                above._outer = self._outer
+                return
+            above = above._outer
+        if latest is self and self._outer is not None:
+            held[key] = self._outer
+        elif latest is self:
+            del held[key]
 
     def leave(self, error: BaseException | None) -> None:
         """Ends a ``with`` block; a loss never hides the block's own exception."""

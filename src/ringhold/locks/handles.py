@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ringhold.bridge import Bridge
 from ringhold.env import forks
@@ -31,6 +31,11 @@ from ringhold.types import decode_name
 
 LEFT_S_MIN = 0.001
 """Zero would mean not to wait at all, which is something else than a wait that is over."""
+
+
+G = TypeVar("G", bound=AnyGrant)
+Block = tuple[G, "Block[G] | None"]
+"""The grant that a block was entered with, and the block around it."""
 
 
 class AsyncLock:
@@ -62,6 +67,7 @@ class AsyncLock:
         self.owner = check_owner(owner)
         self._cancel_on_lost = cancel_on_lost
         self._watched: dict[int, list[_CancelOnLost]] = {}
+        self._entered: dict[int, Block[AsyncGrant]] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -127,6 +133,8 @@ class AsyncLock:
         grant = await self.grant(self.timeout)
         if self._cancel_on_lost:
             self._watched.setdefault(self._caller(), []).append(_CancelOnLost(grant))
+        task = current_owner()
+        self._entered[task] = (grant, self._entered.get(task))
         return grant
 
     async def __aexit__(
@@ -142,9 +150,11 @@ class AsyncLock:
                 error = None
             if not watched:
                 del self._watched[owner]
-        grant = self.service.last(self.terms.raw, owner)
-        if grant is not None:
-            grant.leave(error)
+        task = current_owner()
+        grant, around = self._entered.pop(task)
+        if around is not None:
+            self._entered[task] = around
+        grant.leave(error)
 
 
 class _CancelOnLost:
@@ -207,6 +217,8 @@ class Lock:
         self._make = make
         self._bind()
         self.name = self._lock.name
+        self._entered: dict[int, Block[Grant]] = {}
+        """What each thread entered its blocks with, so that leaving one ends that very grant."""
 
     def _bind(self) -> None:
         """To the cluster of this process: after a fork it is another one."""
@@ -296,17 +308,34 @@ class Lock:
         return self._lock.owned_by(self._caller())
 
     def __enter__(self) -> Grant:
-        grant = self._at_hand()
-        if grant is not None:
-            return grant
+        grant: Grant | None = None
         got: list[Grant] = []
         try:
-            return self._wait(self._lock.timeout, got)
+            grant = self._at_hand()
+            if grant is None:
+                grant = self._wait(self._lock.timeout, got)
+            thread, entered = thread_owner(), self._entered
+            entered[thread] = (grant, entered.get(thread))
+            return grant
         except BaseException:
-            # An interrupt may come after the call has ended and before the block begins.
-            if got and not got[0].released:
-                got[0].release()
+            # An interrupt may come after the lock was granted and before the block begins.
+            grant = grant or (got[0] if got else None)
+            if grant is not None:
+                self._leave_block(thread_owner(), grant)
+                if not grant.released:
+                    grant.release()
             raise
+
+    def _leave_block(self, thread: int, grant: Grant | None) -> Grant | None:
+        """Ends the thread's latest block, if it is that of `grant` where one is given."""
+        latest = self._entered.get(thread)
+        if latest is None or (grant is not None and latest[0] is not grant):
+            return None
+        if latest[1] is None:
+            del self._entered[thread]
+        else:
+            self._entered[thread] = latest[1]
+        return latest[0]
 
     def __exit__(
         self,
@@ -314,18 +343,19 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        grant: AnyGrant | None = None
+        grant: Grant | None = None
         try:
-            owner = self._owner
-            key = (self._terms.raw, thread_owner() if owner is None else owner)
-            grant = self._service.held.get(key)
+            latest = self._entered.get(thread_owner())
+            grant = self._last() if latest is None else latest[0]
             if grant is not None:
+                self._leave_block(thread_owner(), grant)
                 grant.leave(error)
         except RingholdError:
             raise
         except BaseException:
             # An interrupt: the lock is given back all the same.
-            grant = grant or self._last()
+            left = self._leave_block(thread_owner(), grant)
+            grant = grant or left
             if grant is not None:
                 grant.leave(error)
             raise

@@ -24,6 +24,7 @@ from ringhold.bridge import Bridge
 from ringhold.env import Env, forks
 from ringhold.errors import (
     Closed,
+    Conflict,
     DeadlockError,
     LockTimeout,
     RingholdError,
@@ -241,6 +242,7 @@ class LockService:
             locks = await self.open_locks()
             try:
                 lock = await locks.acquire(key, terms.mode, patient=patient, delay_s=terms.delay_s)
+                await self._confirm(locks, key)
             except SessionExpired:
                 self.check_open()
                 # The place in the queue went with the session; start with a new one.
@@ -252,6 +254,18 @@ class LockService:
             if self._verifier is None:
                 self._verifier = asyncio.ensure_future(self._verify())
             return grant
+
+    async def _confirm(self, locks: SessionLocks, key: tuple[bytes, int]) -> None:
+        """Nothing new is granted within a suspended session before the store was asked."""
+        if self.clock() < locks.state.fresh_until_ns:
+            return
+        try:
+            await self._store.commit(compares=[locks.state.born])
+        except BaseException as error:
+            locks.release(*key)
+            if isinstance(error, Conflict):
+                raise SessionExpired("the session has expired") from error
+            raise
 
     async def open_locks(self) -> SessionLocks:
         state = await self._session.ensure()
