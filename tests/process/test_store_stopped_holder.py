@@ -23,8 +23,9 @@ from typing import Any
 
 import pytest
 
+import ringhold
 from ringhold.env import real_env
-from ringhold.errors import StoreUnavailable
+from ringhold.errors import Closed, StoreUnavailable
 from ringhold.store import lock_files
 from ringhold.store.base import Put, run_direct
 from ringhold.store.lock_files import CommitLock
@@ -254,3 +255,44 @@ def test_the_state_of_a_process_is_told(tmp_path: Path) -> None:
         assert process.stdout.readline() == "up\n"
         assert lock_files.process_state(process.pid) in ("running", "sleeping")
         process.kill()
+
+
+def test_what_is_cancelled_is_taken_back_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await opened(tmp_path, timeout_s=60.0)
+        with stopped_holder(tmp_path):
+            begun_s = time.monotonic()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await store.commit(puts=[Put(b"cancelled", b"")])
+            assert time.monotonic() - begun_s < 10
+        await store.commit(puts=[Put(b"after", b"")])
+        snapshot = await store.snapshot()
+        assert [key for key, _ in await snapshot.range(b"", b"z")] == [b"after"]
+        await snapshot.close()
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_first_lock_and_a_close_keep_their_timeouts(tmp_path: Path) -> None:
+    """To lock, a session has to be opened first, which takes a commit; to close, one to end it."""
+    ringhold.create(str(tmp_path / "c")).close()
+    one, other = ringhold.open(str(tmp_path / "c")), ringhold.open(str(tmp_path / "c"))
+    with other.lock("held"), stopped_holder(tmp_path / "c"):
+        begun_s = time.monotonic()
+        assert one.lock("x").acquire(timeout=0.2) is None
+        waiting = threading.Thread(target=refused, args=(one,))
+        waiting.start()
+        one.close(timeout=0.5)
+        waiting.join(30)
+        assert not waiting.is_alive()
+        assert time.monotonic() - begun_s < 8, "less than a commit waits for its turn"
+    with other.lock("x", timeout=30):
+        pass
+    other.close()
+
+
+def refused(cluster: ringhold.Cluster) -> None:
+    with pytest.raises((Closed, StoreUnavailable)):
+        cluster.lock("x").acquire()

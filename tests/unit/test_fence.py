@@ -286,3 +286,19 @@ def test_a_fence_raised_between_reading_and_committing_is_read_again(url: str) -
             assert caught.value.admitted == grant.token + 2
 
     asyncio.run(main())
+
+
+def test_a_shared_grant_guards_after_its_session_shared_the_lock_with_another(url: str) -> None:
+    with ringhold.create(url) as cluster, ringhold.open(url) as other:
+        with cluster.lock("x"):
+            pass  # The session has all of it, and grants a share out of that.
+        with cluster.lock("x", mode="shared") as grant:
+            with cluster.transaction() as tx:
+                tx.guard("x", grant.token)
+                tx.kv["a"] = b"1"
+            with other.lock("x", mode="shared", timeout=10):
+                grant.check()
+                with cluster.transaction() as tx:
+                    tx.guard("x", grant.token)
+                    tx.kv["a"] = b"2"
+        assert cluster.kv["a"] == b"2"

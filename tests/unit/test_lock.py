@@ -536,3 +536,63 @@ def test_a_callback_for_what_is_lost_already_runs_once(cluster: ringhold.Cluster
         again.check()
         assert lock.owned()
     assert not lock.locked()
+
+
+def test_leaving_a_lost_block_says_so_whatever_was_acquired_inside(
+    cluster: ringhold.Cluster,
+) -> None:
+    inner: list[ringhold.Grant] = []
+
+    def loses(again: bool) -> None:
+        with cluster.lock("x", timeout=5) as outer:
+            assert cluster.locks.break_("x")
+            assert outer.lost.wait(10)
+            grant = cluster.lock("x", timeout=5).acquire()
+            assert grant is not None
+            if again:
+                inner.append(grant)
+            else:
+                grant.release()
+
+    with pytest.raises(LockLost):
+        loses(again=False)
+    with pytest.raises(LockLost):
+        loses(again=True)
+    inner[0].check()
+    inner[0].release()
+    assert not cluster.lock("x").locked()
+
+
+def test_threads_that_share_an_owner_leave_nothing_held(cluster: ringhold.Cluster) -> None:
+    """Each ends the grant that it entered its block with, whoever else of its owner is inside."""
+    interval_s = sys.getswitchinterval()
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def enter() -> None:
+        try:
+            lock = cluster.lock("x", owner=7, reentrant=True, timeout=30)
+            while not stop.is_set():
+                with lock as grant, lock as again:
+                    assert grant.token == again.token
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=enter) for _ in range(3)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        time.sleep(2)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(interval_s)
+    # One thread may release what another one is about to enter again: that is told, not kept.
+    assert all(isinstance(failure, DeadlockError) for failure in failures), failures
+    assert cluster.locks.holders("x") == []
+    with cluster.lock("x", owner=8, timeout=5), pytest.raises(LockTimeout):
+        cluster.lock("x", owner=7, timeout=0).__enter__()
+    with cluster.lock("x", owner=7, timeout=5):
+        pass

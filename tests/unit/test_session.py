@@ -487,3 +487,18 @@ def test_a_loop_that_stood_still_is_told_once(caplog: pytest.LogCaptureFixture) 
     message = record.getMessage()
     assert "stood still for 5." in message or "stood still for 6." in message
     assert "after 10 s the session is lost" in message
+
+
+def test_whoever_comes_after_the_loss_was_told_is_told_at_once() -> None:
+    async def test(env: Env, store: Any) -> None:
+        session = Session(store, env, ttl_s=10)
+        state = await session.ensure()
+        state.lose()
+        told: list[str] = []
+        state.on_loss("early", lambda: told.append("early"))
+        await until(lambda: told == ["early"])
+        state.on_loss("late", lambda: told.append("late"))
+        assert told == ["early", "late"]
+        await session.close()
+
+    run(test)
