@@ -596,3 +596,30 @@ def test_threads_that_share_an_owner_leave_nothing_held(cluster: ringhold.Cluste
         cluster.lock("x", owner=7, timeout=0).__enter__()
     with cluster.lock("x", owner=7, timeout=5):
         pass
+
+
+def test_after_close_a_grant_says_that_it_is_closed(cluster: ringhold.Cluster) -> None:
+    grant = cluster.lock("x").acquire()
+    assert grant is not None
+    cluster.close()
+    for use in (grant.check, grant.release, grant.upgrade, grant.downgrade):
+        with pytest.raises(Closed):
+            use()
+    assert grant.lost.is_set()
+
+
+def test_a_deadlock_is_told_in_the_words_of_users(cluster: ringhold.Cluster) -> None:
+    shared = [cluster.lock("x", mode="shared", owner=owner).acquire() for owner in (1, 2)]
+    assert all(shared)
+    outcome: list[Any] = []
+    thread = threading.Thread(target=lambda: outcome.append(in_thread(shared[0].upgrade)))
+    thread.start()
+    until(lambda: cluster.locks.waiters("x"))
+    with pytest.raises(DeadlockError) as caught:
+        shared[1].upgrade()
+    assert caught.value.name == "x"
+    assert "lock 'x' would never end: whoever is in the way waits" in str(caught.value)
+    shared[1].release()
+    thread.join(30)
+    assert isinstance(outcome[0], int)
+    shared[0].release()

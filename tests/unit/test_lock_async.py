@@ -282,3 +282,17 @@ def test_closing_wakes_the_waiters_and_the_upgrading() -> None:
             await grants[0].release()
 
     asyncio.run(main())
+
+
+def test_a_callback_that_nobody_would_await_is_refused() -> None:
+    async def main() -> None:
+        cluster = await ringhold.aio.create("memory://lock-callbacks")
+
+        async def tell(told: object) -> None:
+            raise AssertionError
+
+        async with cluster, cluster.lock("x") as grant:
+            with pytest.raises(TypeError, match="plain function"):
+                grant.on_lost(tell)
+
+    asyncio.run(main())

@@ -11,6 +11,7 @@ event loop; an interrupt between any two instructions leaves it held by nobody.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import threading
@@ -140,8 +141,9 @@ class AnyGrant:
 
     def check(self) -> None:
         """Raises LockLost when the grant ended, NotOwned when it was released; does no I/O."""
-        if self._service.generation != forks.generation:
-            self._service.check_process()
+        service = self._service
+        if service.closed or service.generation != forks.generation:
+            service.check_open()
         if self.is_lost:
             if self._event is not None:
                 self._event.set()
@@ -286,8 +288,8 @@ class AsyncGrant(AnyGrant):
 
     def on_lost(self, callback: Callable[[AsyncGrant], object]) -> None:
         """Calls ``callback(grant)`` on the loop once the grant is lost; at once if it is."""
-        if not callable(callback):
-            raise TypeError("callback must be callable")
+        if not callable(callback) or inspect.iscoroutinefunction(callback):
+            raise TypeError("callback must be a plain function: nobody would await a coroutine")
         self._add_callback(callback)
 
     async def release(self) -> None:

@@ -160,7 +160,7 @@ class LockService:
         except LockTimeout:
             raise _timed_out(terms.name, timeout_s) from None
         except DeadlockError as error:
-            raise _deadlock(terms.name, str(error)) from error
+            raise _deadlock(terms.name, _why(error)) from error
         except BaseException:
             self._undo(locks, key)
             raise
@@ -216,7 +216,7 @@ class LockService:
         except TimeoutError:
             raise _timed_out(terms.name, timeout_s) from None
         except DeadlockError as error:
-            raise _deadlock(terms.name, str(error)) from error
+            raise _deadlock(terms.name, _why(error)) from error
         finally:
             del self._acquiring[key]
             if not self._acquiring:
@@ -322,7 +322,7 @@ class LockService:
                 name=name,
             ) from None
         except DeadlockError as error:
-            raise _deadlock(name, str(error)) from error
+            raise _deadlock(name, _why(error)) from error
 
     # Looking after what is held
 
@@ -374,6 +374,13 @@ class LockService:
 
 def _timed_out(name: str, timeout_s: float | None) -> LockTimeout:
     return LockTimeout(f"lock {name!r} was not granted within {timeout_s or 0:g} s", name=name)
+
+
+def _why(error: DeadlockError) -> str:
+    """The lock table knows names and owners by other words than users do."""
+    if error.owner:
+        return "whoever is in the way waits, directly or through others, for this very owner"
+    return str(error)
 
 
 def _deadlock(name: str, why: str) -> DeadlockError:
