@@ -49,7 +49,9 @@ def alarm() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def lock_for_ever(lock: ringhold.Lock) -> None:
+def lock_until_interrupted(lock: ringhold.Lock, delay_s: float) -> None:
+    # Again after a while: what is raised in a finalizer reaches nobody.
+    signal.setitimer(signal.ITIMER_REAL, delay_s, 1.0)
     while True:
         with lock:
             pass
@@ -65,10 +67,8 @@ def test_interrupts_at_any_moment_hang_nothing(cluster: ringhold.Cluster) -> Non
     lock = cluster.lock("busy", timeout=5)
     rounds, left_held = 100, 0
     for _ in range(rounds):
-        # Again after a while: what is raised in a finalizer reaches nobody.
-        signal.setitimer(signal.ITIMER_REAL, generator.uniform(0.001, 0.01), 1.0)
         with pytest.raises(Alarm):
-            lock_for_ever(lock)
+            lock_until_interrupted(lock, generator.uniform(0.001, 0.01))
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert not cluster.locks.waiters("busy")
         if lock.owned():
