@@ -233,6 +233,20 @@ def test_json_tells_the_token(run: Run) -> None:
 TRAPS = 'trap "echo got; exit 5" INT TERM HUP; echo ready; while :; do sleep 0.05; done'
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals as a program finds them, also where the tests run under nohup(1)."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_goes_to_the_command_whose_end_is_awaited(
     cluster: ringhold.Cluster, run: Run, number: int
