@@ -227,9 +227,10 @@ def _store() -> Iterator[Goal]:
         yield Goal(
             section,
             f"commits of four processes, {kind}, smallest share",
-            f"smallest share of four processes, {kind}, of the largest",
+            f"smallest share of 4 processes, {kind}, of the largest",
             Kind.SHARE,
             0.2,
+            tiny=f"smallest share of 2 processes, {kind}, of the largest",
         )
 
 
