@@ -345,10 +345,14 @@ class Lock:
     ) -> None:
         grant: Grant | None = None
         try:
-            latest = self._entered.get(thread_owner())
+            thread, entered = thread_owner(), self._entered
+            latest = entered.get(thread)
             grant = self._last() if latest is None else latest[0]
+            if latest is not None and latest[1] is not None:
+                entered[thread] = latest[1]
+            elif latest is not None:
+                del entered[thread]
             if grant is not None:
-                self._leave_block(thread_owner(), grant)
                 grant.leave(error)
         except RingholdError:
             raise
