@@ -78,6 +78,8 @@ class Claims:
         reminded_ns = 0
         while True:
             lock.wake.clear()
+            if lock.mode is None:
+                lock.look = False  # This is the look that a letter asks for.
             state = await read_lock(self._store, lock.keys)
             own = state.held_by(self._me)
             if own is not None and lock.queued is not None:
@@ -281,7 +283,7 @@ class Claims:
 
     async def _expire_others(self) -> None:
         now_ns = self._now()
-        if now_ns - self._expired_ns > TICK_S * 0.5e9:
+        if now_ns - self._expired_ns > TICK_S * 0.9e9:
             self._expired_ns = now_ns
             await self._store.expire_leases()
 

@@ -96,8 +96,8 @@ class LockService:
         self.bridge.check_process()
 
     def check_open(self) -> None:
-        self.bridge.check_process()
-        if self.closed:
+        if self.closed or self.generation != forks.generation:
+            self.bridge.check_process()
             raise Closed("the cluster is closed")
 
     def try_cached(self, kind: type[G], terms: Terms, owner: int) -> G | None:

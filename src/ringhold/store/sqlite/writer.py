@@ -291,14 +291,15 @@ class Writer:
     def _answer(self, turn: Turn) -> None:
         if turn.answered or turn.outcomes is None:
             return
+        # Others first: those who are answered go on at once, and want the interpreter, too.
+        if turn.changed:
+            self._tell_committed(turn.changed)
         tasks = False
         for waiting, outcome in zip(turn.batch, turn.outcomes, strict=True):
             waiting.answer(outcome)
             tasks = tasks or waiting.future is not None
         if tasks:
             self._call_loop(self._deliver, turn.batch)
-        if turn.changed:
-            self._tell_committed(turn.changed)
         turn.answered = True
 
     def _tell_committed(self, changed: Set[bytes]) -> None:
