@@ -24,7 +24,7 @@ from ringhold.assembly.location import parse_url
 from ringhold.assembly.plan import DEFAULT_CHUNK_BYTES
 from ringhold.bridge import Bridge, process_bridge
 from ringhold.env import real_env
-from ringhold.home import Bound, Home
+from ringhold.home import Home
 from ringhold.locks.election import Election
 from ringhold.locks.fence import Fence
 from ringhold.locks.handles import Lock, Locks
@@ -142,7 +142,7 @@ class Cluster:
         def make(cluster: aio.Cluster) -> aio.Semaphore:
             return cluster.semaphore(name, limit, timeout=timeout, owner=owner)
 
-        return Semaphore(Bound(self._home, make))
+        return Semaphore(self._home, make)
 
     def election(self, name: str | bytes, *, value: str = "") -> Election:
         """A candidate in the election `name`; `value` is told by ``leader()`` while it leads."""
@@ -150,7 +150,7 @@ class Cluster:
         def make(cluster: aio.Cluster) -> aio.Election:
             return cluster.election(name, value=value)
 
-        return Election(Bound(self._home, make))
+        return Election(self._home, make)
 
     def fence(self, name: str | bytes) -> Fence:
         """The fence that judges tokens of the lock `name`: ``fence.admit(grant.token)``."""
@@ -158,7 +158,7 @@ class Cluster:
         def make(cluster: aio.Cluster) -> aio.Fence:
             return cluster.fence(name)
 
-        return Fence(Bound(self._home, make))
+        return Fence(self._home, make)
 
     def transaction(self, timeout: float | None = 30.0) -> Transaction:
         """``with cluster.transaction() as tx``: commits at the end, or has no effect.

@@ -33,8 +33,12 @@ class Openable(Protocol):
     def close(self) -> Awaitable[None]: ...
 
 
+class Named(Protocol):
+    name: str
+
+
 C_co = TypeVar("C_co", bound=Openable, covariant=True)
-F = TypeVar("F")
+F = TypeVar("F", bound="Named")
 
 _opening = threading.Lock()
 
@@ -115,30 +119,34 @@ class Home(Generic[C_co]):
 
 
 class Bound(Generic[F]):
-    """Something of the async face behind one of the blocking face: in a forked child it is made
-    again, from the child's own cluster."""
+    """Something of the blocking face, bound to what the async face has for it: in a forked child
+    that is made again, from the child's own cluster."""
 
     def __init__(self, home: Home[Any], make: Callable[[Any], F]):
         self._home = home
         self._make = make
-        self._cluster = home.cluster()
-        self._face = make(self._cluster)
+        self._made_from = home.cluster()
+        self._made = make(self._made_from)
+        self.name = self._made.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
 
     @property
-    def face(self) -> F:
+    def _face(self) -> F:
         cluster = self._home.cluster()
-        if cluster is not self._cluster:
-            self._cluster, self._face = cluster, self._make(cluster)
-        return self._face
+        if cluster is not self._made_from:
+            self._made_from, self._made = cluster, self._make(cluster)
+        return self._made
 
     @property
-    def bridge(self) -> Bridge:
+    def _bridge(self) -> Bridge:
         return self._home.bridge()
 
-    def check_begun(self, begun: Callable[[F], bool]) -> None:
+    def _check_begun(self, begun: Callable[[F], bool]) -> None:
         """Closed, naming the parent, in a forked child that would end what the parent began."""
-        if self._cluster.life.foreign and begun(self._face):
-            self._cluster.life.check()
+        if self._made_from.life.foreign and begun(self._made):
+            self._made_from.life.check()
 
 
 async def _close(cluster: Openable) -> None:

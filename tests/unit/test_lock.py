@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from threads import in_thread
 
 import ringhold
 from ringhold.errors import (
@@ -34,22 +35,6 @@ _names = itertools.count()
 def cluster() -> Iterator[ringhold.Cluster]:
     with ringhold.create(f"memory://lock{next(_names)}") as made:
         yield made
-
-
-def in_thread(function: Callable[[], Any]) -> Any:
-    """What `function` returns or raises on a thread of its own."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append(function())
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(30)
-    return outcome[0]
 
 
 def until(condition: Callable[[], object]) -> None:

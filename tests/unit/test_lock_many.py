@@ -16,11 +16,12 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from threads import in_thread
 
 import ringhold
 from ringhold.env import real_env
@@ -52,22 +53,6 @@ def cluster(url: str) -> Iterator[ringhold.Cluster]:
 def other(cluster: ringhold.Cluster, url: str) -> Iterator[ringhold.Cluster]:
     with ringhold.open(url) as made:
         yield made
-
-
-def in_thread(function: Callable[[], Any]) -> Any:
-    """What `function` returns or raises on a thread of its own."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append(function())
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(60)
-    return outcome[0]
 
 
 def assert_free(cluster: ringhold.Cluster, *names: str) -> None:

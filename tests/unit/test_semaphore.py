@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from parties import ENGINES, Interrupting, Party, run_in_world
+from threads import in_thread
 
 import ringhold
 from ringhold.errors import Closed, InvalidInput, LockLost, LockTimeout, NotOwned
@@ -358,22 +359,6 @@ def test_closing_wakes_the_waiters(run: Any) -> None:
 def cluster() -> Iterator[ringhold.Cluster]:
     with ringhold.create(f"memory://semaphore{next(_names)}") as made:
         yield made
-
-
-def in_thread(function: Callable[[], Any]) -> Any:
-    """What `function` returns or raises on a thread of its own."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append(function())
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(30)
-    return outcome[0]
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1 << 31])

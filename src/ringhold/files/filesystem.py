@@ -39,7 +39,6 @@ from ringhold.files.scrub import ScrubReport
 from ringhold.files.survey import Progress, no_progress
 from ringhold.files.tree import Status
 from ringhold.files.writefile import AsyncWriteFile, CompressedFile, TextFile, WriteFile
-from ringhold.home import Bound
 from ringhold.store.paging import in_pieces
 from ringhold.types import decode_name
 
@@ -437,7 +436,7 @@ class RingholdFileSystem(ClusterFileSystem):
 
         if self.asynchronous:
             return lock(self.home.cluster())
-        return FileLock(Bound(self.home, lock))
+        return FileLock(self.home, lock)
 
     @property
     def transaction(self) -> TransactionBlock:

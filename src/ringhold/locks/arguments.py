@@ -30,6 +30,15 @@ def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
     return None if math.isinf(timeout) else float(timeout)
 
 
+def wait_s(default_s: float | None, blocking: bool, timeout: float | None) -> float | None:
+    """How many seconds an acquire waits: None for ever, 0 for not at all. ValueError."""
+    if not blocking:
+        if timeout is not None:
+            raise ValueError("a timeout makes no sense without blocking")
+        return 0
+    return default_s if timeout is None else check_timeout(timeout)
+
+
 def check_delay(delay: float, mode: Mode) -> float:
     """Seconds that others are kept waiting after an exclusive holder disappeared."""
     if isinstance(delay, bool) or not isinstance(delay, (int, float)):

@@ -11,14 +11,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from ringhold.bridge import Bridge
 from ringhold.errors import DeadlockError, LockTimeout, NotOwned
-from ringhold.home import Bound
 from ringhold.locks.arguments import check_timeout, user_name
 from ringhold.locks.held import leave_held
 from ringhold.locks.records import LockParty
-from ringhold.locks.semaphore import released
 from ringhold.locks.slot_grants import BlockingSlotGrant, SlotGrant, SlotService
+from ringhold.locks.slot_handles import SlotBound
 from ringhold.locks.slots import Slots, SlotUse, decode
 from ringhold.owner import current_owner
 from ringhold.store.keyspace import ELECTION
@@ -155,60 +153,38 @@ class AsyncElection:
             await leave_held(self._grant, error)
 
 
-class Election:
+class Election(SlotBound[AsyncElection]):
     """One leader at a time across processes; this object is one candidate.
 
     >>> with cluster.election("scheduler", value="10.0.0.7:80") as grant:  # doctest: +SKIP
     ...     schedule(token=grant.token)
     """
 
-    def __init__(self, bound: Bound[AsyncElection]):
-        self._bound = bound
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}>"
-
-    @property
-    def _election(self) -> AsyncElection:
-        return self._bound.face
-
-    @property
-    def _bridge(self) -> Bridge:
-        return self._bound.bridge
-
-    @property
-    def name(self) -> str:
-        return self._election.name
-
     @property
     def value(self) -> str:
-        return self._election.value
+        return self._made.value
 
     def campaign(self, timeout: float | None = -1) -> BlockingSlotGrant | None:
         """Waits to become the leader; the grant, or None when it gave up. `timeout` in seconds,
         -1 for ever. DeadlockError when this candidate leads or campaigns already."""
-
-        async def campaign() -> BlockingSlotGrant | None:
-            grant = await self._election.campaign(timeout)
-            return None if grant is None else self._wrapped(grant)
-
-        return self._bridge.run(campaign(), undo=released)
-
-    def _wrapped(self, grant: SlotGrant) -> BlockingSlotGrant:
-        return BlockingSlotGrant(grant, self._bridge, self._election.service.calls)
+        timeout_s = check_timeout(timeout)
+        try:
+            return self._taken(lambda election: election.lead(timeout_s))
+        except LockTimeout:
+            return None
 
     def resign(self) -> None:
         """Ends this candidate's term. NotOwned when it does not lead, LockLost when that ended."""
-        self._bound.check_begun(lambda election: election.leading)
-        self._bridge.finish(self._election.resign)
+        self._check_begun(lambda election: election.leading)
+        self._bridge.finish(self._face.resign)
 
     def leader(self) -> Leader | None:
         """Who leads, in any process."""
-        return self._bridge.run(self._election.leader())
+        return self._bridge.run(self._face.leader())
 
     def candidates(self) -> list[LockParty]:
         """Who waits to lead, in the order in which they will."""
-        return self._bridge.run(self._election.candidates())
+        return self._bridge.run(self._face.candidates())
 
     def observe(self) -> Iterator[Leader | None]:
         """Yields who leads now, None for nobody, then whenever that changes, for ever.
@@ -218,21 +194,16 @@ class Election:
         leader = self.leader()
         while True:
             yield leader
-            leader = self._bridge.run(self._election.other_leader(leader))
+            leader = self._bridge.run(self._face.other_leader(leader))
 
     def __enter__(self) -> BlockingSlotGrant:
         got: list[BlockingSlotGrant] = []
-
-        async def enter() -> BlockingSlotGrant:
-            got.append(self._wrapped(await self._election.lead(None)))
-            return got[0]
-
         try:
-            return self._bridge.run(enter(), undo=released)
+            return self._taken(lambda election: election.lead(None), got)
         except BaseException:
-            # An interrupt may come after the call has ended and before the block begins.
-            if got and not got[0].held.released:
-                got[0].release()
+            for grant in got:
+                if not grant.held.released:
+                    grant.release()
             raise
 
     def __exit__(
@@ -241,5 +212,5 @@ class Election:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bound.check_begun(lambda election: election.leading)
-        self._bridge.finish(lambda: self._election.__aexit__(kind, error, traceback))
+        self._check_begun(lambda election: election.leading)
+        self._bridge.finish(lambda: self._face.__aexit__(kind, error, traceback))

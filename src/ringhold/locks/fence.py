@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ringhold.bridge import Bridge
 from ringhold.env import Env
 from ringhold.errors import StaleToken
 from ringhold.home import Bound
@@ -108,26 +107,8 @@ class AsyncFence:
             await snapshot.close()
 
 
-class Fence:
+class Fence(Bound[AsyncFence]):
     """Judges fencing tokens for a resource: ``cluster.fence("report").admit(grant.token)``."""
-
-    def __init__(self, bound: Bound[AsyncFence]):
-        self._bound = bound
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}>"
-
-    @property
-    def _fence(self) -> AsyncFence:
-        return self._bound.face
-
-    @property
-    def _bridge(self) -> Bridge:
-        return self._bound.bridge
-
-    @property
-    def name(self) -> str:
-        return self._fence.name
 
     def admit(self, token: int) -> None:
         """Admits `token`, durably, or raises StaleToken (`name`, `token`, `admitted`).
@@ -136,8 +117,8 @@ class Fence:
         before, a shared one not lower than the last exclusive one. Admitting one again is no
         error.
         """
-        self._bridge.run(self._fence.admit(token))
+        self._bridge.run(self._face.admit(token))
 
     def last(self) -> int:
         """The highest exclusive token admitted, 0 if there was none."""
-        return self._bridge.run(self._fence.last())
+        return self._bridge.run(self._face.last())

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ringhold.env import forks
 from ringhold.errors import LockLost, NotOwned, RingholdError
+from ringhold.locks.held import tell_loss
 from ringhold.locks.keys import EXCLUSIVE, SHARED, TOKEN_STEP
 from ringhold.store.base import Born
 from ringhold.types import Mode, TableGrant
@@ -235,7 +236,7 @@ class AnyGrant:
             del held[key]
 
     def leave(self, error: BaseException | None) -> None:
-        """Ends a ``with`` block; a loss never hides the block's own exception."""
+        """Ends a ``with`` block."""
         if self._released:
             return
         service = self._service
@@ -244,9 +245,7 @@ class AnyGrant:
         try:
             self.give_back()
         except LockLost as lost:
-            if error is None:
-                raise
-            error.add_note(f"besides: {lost}")
+            tell_loss(lost, error)
 
     def _now_in(self, mode: Mode, lock: CachedLock) -> None:
         """After an upgrade or downgrade: a new token for all grants of this owner."""

@@ -22,6 +22,7 @@ from ringhold.locks.arguments import (
     check_owner,
     check_timeout,
     user_name,
+    wait_s,
 )
 from ringhold.locks.grant import AnyGrant, AsyncGrant, Grant
 from ringhold.locks.records import LockParty
@@ -84,17 +85,9 @@ class AsyncLock:
         when not given. ValueError for a timeout with ``blocking=False``. DeadlockError when the
         wait would never end, at once when this task holds the lock and it is not reentrant."""
         try:
-            return await self.grant(self.wait_s(blocking, timeout))
+            return await self.grant(wait_s(self.timeout, blocking, timeout))
         except LockTimeout:
             return None
-
-    def wait_s(self, blocking: bool, timeout: float | None) -> float | None:
-        """How many seconds to wait: None for ever, 0 for not at all."""
-        if not blocking:
-            if timeout is not None:
-                raise ValueError("a timeout makes no sense without blocking")
-            return 0
-        return self.timeout if timeout is None else check_timeout(timeout)
 
     async def grant(self, timeout_s: float | None) -> AsyncGrant:
         """As `acquire`, but raises LockTimeout."""
@@ -252,29 +245,29 @@ class Lock:
         """The grant, or None when it gave up. `timeout` in seconds, -1 for ever; the lock's own
         when not given. ValueError for a timeout with ``blocking=False``. DeadlockError when the
         wait would never end, at once when this thread holds the lock and it is not reentrant."""
-        wait_s = self._lock.wait_s(blocking, timeout)
+        timeout_s = wait_s(self._lock.timeout, blocking, timeout)
         grant = self._at_hand()
         if grant is not None:
             return grant
         try:
-            return self._wait(wait_s, [])
+            return self._wait(timeout_s, [])
         except LockTimeout:
             return None
 
-    def _wait(self, wait_s: float | None, got: list[Grant]) -> Grant:
+    def _wait(self, timeout_s: float | None, got: list[Grant]) -> Grant:
         """LockTimeout. `got` tells a caller that an interrupt kept from getting the grant."""
         bridge = self._bound()
         service, owner = self._service, self._caller()
         began_ns = service.clock()
-        grant = service.wait_here(Grant, self._terms, owner, wait_s)
+        grant = service.wait_here(Grant, self._terms, owner, timeout_s)
         if grant is not None:
             return grant
-        if wait_s:
-            wait_s = max(wait_s - (service.clock() - began_ns) / 1e9, LEFT_S_MIN)
-        return bridge.run(self._acquire(owner, wait_s, got), undo=_undo)
+        if timeout_s:
+            timeout_s = max(timeout_s - (service.clock() - began_ns) / 1e9, LEFT_S_MIN)
+        return bridge.run(self._acquire(owner, timeout_s, got), undo=_undo)
 
-    async def _acquire(self, owner: int, wait_s: float | None, got: list[Grant]) -> Grant:
-        grant = await self._service.acquire(Grant, self._terms, owner, wait_s)
+    async def _acquire(self, owner: int, timeout_s: float | None, got: list[Grant]) -> Grant:
+        grant = await self._service.acquire(Grant, self._terms, owner, timeout_s)
         got.append(grant)
         return grant
 

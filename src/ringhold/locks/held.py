@@ -144,16 +144,22 @@ class Held(abc.ABC):
         await leave_held(self, error)
 
 
+def tell_loss(lost: LockLost, error: BaseException | None) -> None:
+    """At the end of a ``with`` block: raises `lost`, or notes it on the block's own exception,
+    which it never hides."""
+    if error is None:
+        raise lost
+    error.add_note(f"besides: {lost}")
+
+
 async def leave_held(held: Held, error: BaseException | None) -> None:
-    """Releases at the end of a ``with`` block; a loss never hides the block's own exception."""
+    """Releases at the end of a ``with`` block."""
     if held.released:
         return
     try:
         await held.release()
     except LockLost as lost:
-        if error is None:
-            raise
-        error.add_note(f"besides: {lost}")
+        tell_loss(lost, error)
 
 
 class HeldBlocking:

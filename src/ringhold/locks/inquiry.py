@@ -47,7 +47,7 @@ class Inquiries:
         found: list[LockParty] = []
         for holding in state.holders:
             use = uses[holding.session]
-            found += [_keeper(holding)] if use is None else use.holders
+            found += [_silent(holding)] if use is None else use.holders
         return found
 
     async def holder_under(self, raw: bytes, token: int) -> bytes | None:
@@ -74,7 +74,7 @@ class Inquiries:
             if use is not None:
                 found += use.waiters
             elif waiting is not None:
-                found.append(_candidate(waiting))
+                found.append(_silent(waiting))
         return found
 
     async def _uses(self, raw: bytes, state: LockState) -> dict[bytes, Use | None]:
@@ -164,27 +164,14 @@ class Inquiries:
         return await read_lock(self._store, LockKeys.of(raw))
 
 
-def _keeper(holding: Holding) -> LockParty:
-    """A session that does not tell who in it holds the lock."""
-    record = holding.record
+def _silent(party: Holding | Waiting) -> LockParty:
+    """A session that does not tell who in it holds or awaits the lock."""
+    record = party.record
     return LockParty(
-        session=holding.session.hex(),
+        session=party.session.hex(),
         owner=0,
-        mode=holding.mode.value,
-        token=token_of(holding.since),
-        pid=record.pid,
-        host=record.host,
-        since=record.since_s,
-    )
-
-
-def _candidate(waiting: Waiting) -> LockParty:
-    record = waiting.record
-    return LockParty(
-        session=waiting.session.hex(),
-        owner=0,
-        mode=waiting.mode.value,
-        token=0,
+        mode=party.mode.value,
+        token=token_of(party.since) if isinstance(party, Holding) else 0,
         pid=record.pid,
         host=record.host,
         since=record.since_s,

@@ -17,13 +17,15 @@ from typing import Generic, Self, TypeVar, overload
 
 from ringhold.env import Env, finish
 from ringhold.errors import InvalidInput, LockLost, LockTimeout, NotOwned, RingholdError
-from ringhold.locks.arguments import check_timeout, user_name
+from ringhold.locks.arguments import check_timeout, user_name, wait_s
 from ringhold.locks.grant import AsyncGrant, Grant
 from ringhold.locks.handles import AsyncLock, Lock
-from ringhold.locks.held import Entered, leave_block, uninterrupted
+from ringhold.locks.held import Entered, leave_block, tell_loss, uninterrupted
 from ringhold.owner import current_owner, thread_owner
 
 AnyGrant = TypeVar("AnyGrant", AsyncGrant, Grant)
+AnyLock = TypeVar("AnyLock", AsyncLock, Lock)
+Several = TypeVar("Several")
 Names = Iterable[str | bytes]
 
 
@@ -93,6 +95,31 @@ class _Grants(Sequence[AnyGrant], Generic[AnyGrant]):
             raise NotOwned("these locks were released already", name=self._grants[0].name)
 
 
+class _Many(Generic[AnyLock, Several]):
+    """Locks by their names in the store, in the order they were given in."""
+
+    def __init__(
+        self,
+        names: Names,
+        make: Callable[[bytes], AnyLock],
+        env: Env,
+        *,
+        timeout: float | None = -1,
+    ):
+        self.timeout = check_timeout(timeout)
+        self._locks: dict[bytes, AnyLock] = {raw: make(raw[1:]) for raw in distinct_names(names)}
+        self._env = env
+        self._entered: Entered[Several] = Entered()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {list(self.names)!r}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, each once, in the order they were given in."""
+        return tuple(lock.name for lock in self._locks.values())
+
+
 def _raise_first(failures: Sequence[BaseException]) -> None:
     if failures:
         for other in failures[1:]:
@@ -131,9 +158,7 @@ class AsyncGrants(_Grants[AsyncGrant]):
         try:
             await self.release()
         except LockLost as lost:
-            if error is None:
-                raise
-            error.add_note(f"besides: {lost}")
+            tell_loss(lost, error)
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,29 +180,8 @@ async def _release_async(grants: Iterable[AsyncGrant]) -> None:
     )
 
 
-class AsyncLockMany:
+class AsyncLockMany(_Many[AsyncLock, AsyncGrants]):
     """``async with cluster.lock_many(["a", "b"]) as grants``: raises LockTimeout, LockLost."""
-
-    def __init__(
-        self,
-        names: Names,
-        make: Callable[[bytes], AsyncLock],
-        env: Env,
-        *,
-        timeout: float | None = -1,
-    ):
-        self.timeout = check_timeout(timeout)
-        self._locks = {raw: make(raw[1:]) for raw in distinct_names(names)}
-        self._env = env
-        self._entered: Entered[AsyncGrants] = Entered()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {list(self.names)!r}>"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names, each once, in the order they were given in."""
-        return tuple(lock.name for lock in self._locks.values())
 
     async def acquire(
         self,
@@ -187,9 +191,8 @@ class AsyncLockMany:
         """All the grants, in the order of the names, or None when it gave up; nothing is held
         then. `timeout` in seconds for all of them together, -1 for ever; that of `lock_many`
         when not given. ValueError for a timeout with ``blocking=False``."""
-        wait_s = _wait_s(self.timeout, blocking, timeout)
         try:
-            return await self.grant(wait_s)
+            return await self.grant(wait_s(self.timeout, blocking, timeout))
         except LockTimeout:
             return None
 
@@ -240,14 +243,6 @@ class AsyncLockMany:
         await grants.leave(error)
 
 
-def _wait_s(default_s: float | None, blocking: bool, timeout: float | None) -> float | None:
-    if not blocking:
-        if timeout is not None:
-            raise ValueError("a timeout makes no sense without blocking")
-        return 0
-    return default_s if timeout is None else check_timeout(timeout)
-
-
 class Grants(_Grants[Grant]):
     """Several locks held: truthy, a sequence of grants, and a context manager that releases."""
 
@@ -271,9 +266,7 @@ class Grants(_Grants[Grant]):
         try:
             self.release()
         except LockLost as lost:
-            if error is None:
-                raise
-            error.add_note(f"besides: {lost}")
+            tell_loss(lost, error)
 
     def __enter__(self) -> Self:
         return self
@@ -303,41 +296,19 @@ def _release_blocking(grants: Iterable[Grant]) -> None:
     _raise_first(failures)
 
 
-class LockMany:
+class LockMany(_Many[Lock, Grants]):
     """Several locks at once, all or none.
 
     >>> with cluster.lock_many(["a", "b"], timeout=5) as grants:  # doctest: +SKIP
     ...     move(tokens=grants.tokens)
     """
 
-    def __init__(
-        self,
-        names: Names,
-        make: Callable[[bytes], Lock],
-        env: Env,
-        *,
-        timeout: float | None = -1,
-    ):
-        self.timeout = check_timeout(timeout)
-        self._locks = {raw: make(raw[1:]) for raw in distinct_names(names)}
-        self._env = env
-        self._entered: Entered[Grants] = Entered()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {list(self.names)!r}>"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names, each once, in the order they were given in."""
-        return tuple(lock.name for lock in self._locks.values())
-
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> Grants | None:
         """All the grants, in the order of the names, or None when it gave up; nothing is held
         then. `timeout` in seconds for all of them together, -1 for ever; that of `lock_many`
         when not given. ValueError for a timeout with ``blocking=False``."""
-        wait_s = _wait_s(self.timeout, blocking, timeout)
         try:
-            return self._grant(wait_s, [])
+            return self._grant(wait_s(self.timeout, blocking, timeout), [])
         except LockTimeout:
             return None
 
