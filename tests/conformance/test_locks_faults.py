@@ -28,6 +28,7 @@ from ringhold.errors import (
 )
 from ringhold.locks import keeper
 from ringhold.locks.keys import mailbox
+from ringhold.locks.session import Phase
 from ringhold.store.base import prefix_end
 
 
@@ -262,6 +263,34 @@ def test_a_dead_holder_is_followed_by_the_next(run: Any) -> None:
             with pytest.raises(LockLost):
                 await lost.release()
         await second.release()
+        await world.assert_free()
+
+    run(test)
+
+
+def test_a_suspended_session_grants_nothing_new_without_asking_the_store(run: Any) -> None:
+    async def unreachable(name: str, after: bool) -> None:
+        if name == "commit":
+            raise StoreUnavailable("not now")
+
+    async def test(world: World) -> None:
+        a, b = await world.two(ttl_s=10)
+        await (await a.acquire()).release()
+        commits = a.store.commits
+        await (await a.acquire()).release()
+        assert a.store.commits == commits, "the session does not keep the lock"
+        a.env.skip(6)
+        assert a.session.current is not None
+        assert a.session.current.state is Phase.SUSPENDED
+        a.store.at_call = unreachable
+        with pytest.raises(StoreUnavailable):
+            await a.acquire()
+        a.store.at_call = None
+        await a.die()
+        other = await b.acquire()
+        with pytest.raises(LockTimeout):
+            await a.acquire(timeout_s=0.3)
+        await other.release()
         await world.assert_free()
 
     run(test)
