@@ -27,7 +27,7 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from ringhold.env import forks, process_id
 from ringhold.errors import Closed
@@ -42,7 +42,17 @@ T = TypeVar("T")
 Undo = Callable[[T], Awaitable[object]]
 
 
-class Life:
+class Unpicklable:
+    """What belongs to one process, and is one: no copy of it could be used."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} of Ringhold cannot be pickled or copied: open the cluster "
+            "where it is needed"
+        )
+
+
+class Life(Unpicklable):
     """Whether an object may still be used: it was not closed, and this is its own process."""
 
     __slots__ = ("_closed", "_generation", "pid", "what")
@@ -91,6 +101,11 @@ class Bridge:
     def foreign(self) -> bool:
         """Whether the loop runs in the process this one was forked from."""
         return self._life.foreign
+
+    @property
+    def pid(self) -> int:
+        """The process that the loop runs in."""
+        return self._life.pid
 
     def check_process(self) -> None:
         """Closed in a process that was forked from the one the loop runs in."""

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
-from ringhold.bridge import Bridge, Life, process_bridge
+from ringhold.bridge import Bridge, Life, Unpicklable, process_bridge
 from ringhold.env import forks
 from ringhold.errors import Closed
 
@@ -51,7 +51,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class Home(Generic[C_co]):
+class Home(Unpicklable, Generic[C_co]):
     """The cluster behind the blocking faces, and the bridge to its loop.
 
     reopen: opens it again, on the loop of whatever process it is called in; None where that

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -259,7 +260,7 @@ def test_a_signal_goes_to_the_command_whose_end_is_awaited(
     with started("signal", "--", "sh", "-c", LIVES) as wrapper:
         line(wrapper)
         wrapper.send_signal(number)
-        assert wrapper.wait(SOON_S) == 128 + number
+        assert wrapper.wait(SOON_S) == -number
     with cluster.lock("signal", timeout=0):
         pass
 
@@ -271,9 +272,30 @@ def test_a_signal_ends_the_waiting(
     with cluster.lock("queue"), started("queue", "touch", str(tmp_path / "ran")) as wrapper:
         until(lambda: bool(cluster.locks.waiters("queue")), "it never waited")
         wrapper.send_signal(number)
-        assert wrapper.wait(SOON_S) == 128 + number
+        assert wrapper.wait(SOON_S) == -number
         assert cluster.locks.waiters("queue") == []
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("heard")
+def test_ctrl_c_ends_the_loop_of_a_shell_around_it(cluster: ringhold.Cluster, run: Run) -> None:
+    words = shlex.join([*WRAPPER, "loop", "sh", "-c", "echo began; exec sleep 1"])
+    script = f"for i in 1 2 3; do {words}; done; echo went on"
+    with subprocess.Popen(
+        ["bash", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    ) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"began\n"
+        # As a terminal does it: to everybody in the group.
+        os.killpg(shell.pid, signal.SIGINT)
+        assert shell.stdout.read() == b""
+        assert shell.wait(SOON_S) == -signal.SIGINT
+
+
+def test_who_waited_in_vain_is_told_who_holds_the_lock(cluster: ringhold.Cluster, run: Run) -> None:
+    with cluster.lock("busy"):
+        told = run("-n", "busy", "true", code=1)
+    assert b"held by process %d on " % os.getpid() in told.stderr
 
 
 def test_ignored_signals_stay_ignored(cluster: ringhold.Cluster, run: Run) -> None:
@@ -289,7 +311,7 @@ def test_ignored_signals_stay_ignored(cluster: ringhold.Cluster, run: Run) -> No
         wrapper.send_signal(signal.SIGHUP)
         os.kill(pid, signal.SIGHUP)
         wrapper.send_signal(signal.SIGTERM)
-        assert wrapper.wait(SOON_S) == 128 + signal.SIGTERM
+        assert wrapper.wait(SOON_S) == -signal.SIGTERM
 
 
 def test_on_a_terminal_the_command_reads_it_and_ctrl_c_is_its_own(run: Run, tmp_path: Path) -> None:

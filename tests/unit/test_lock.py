@@ -6,8 +6,10 @@ threads; a real SIGINT for the interrupt.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -608,3 +610,26 @@ def test_a_deadlock_is_told_in_the_words_of_users(cluster: ringhold.Cluster) -> 
     thread.join(30)
     assert isinstance(outcome[0], int)
     shared[0].release()
+
+
+def test_a_grant_within_another_one_cannot_be_downgraded(cluster: ringhold.Cluster) -> None:
+    lock = cluster.lock("x", reentrant=True)
+    with lock as outer:
+        token = outer.token
+        with lock as inner, pytest.raises(InvalidInput, match="more than once"):
+            inner.downgrade()
+        assert (outer.mode, outer.token) == ("exclusive", token)
+        assert in_thread(cluster.lock("x", mode="shared").try_acquire) is None
+        outer.downgrade()
+        assert outer.mode == "shared"
+
+
+def test_what_belongs_to_a_process_cannot_be_copied(cluster: ringhold.Cluster) -> None:
+    with cluster.lock("x") as grant, cluster.semaphore("y", 1) as slot:
+        for what in (cluster, cluster.lock("x"), grant, slot, cluster.semaphore("y", 1)):
+            with pytest.raises(TypeError, match="open the cluster where it is needed"):
+                pickle.dumps(what)
+            with pytest.raises(TypeError, match="open the cluster where it is needed"):
+                copy.deepcopy(what)
+        with pytest.raises(TypeError):
+            copy.copy(grant)

@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import math
 import os
+import resource
 import select
 import signal
 import sys
@@ -83,11 +84,13 @@ class Inbox:
 class Command:
     """`argv`, not running yet, to be run under the lock `name`. Ended by `wait` or `abandon`.
 
-    `stopped` is whether `wait` ended it because the lock was lost.
+    `stopped` is whether `wait` ended it because the lock was lost, `received` the signals that
+    arrived meanwhile.
     """
 
     def __init__(self, argv: list[str], name: str):
         self.stopped = False
+        self.received: set[int] = set()
         self._started = False
         # Ignored by our caller it would take the exit code away from us.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -135,8 +138,10 @@ class Command:
                     self._signal(signal.SIGTERM)
                     # What is stopped would not see it.
                     self._signal(signal.SIGCONT)
-                elif number in _FORWARDED and not (self._shares_group and number in _FROM_TERMINAL):
-                    self._signal(number)
+                elif number in _FORWARDED:
+                    self.received.add(number)
+                    if not (self._shares_group and number in _FROM_TERMINAL):
+                        self._signal(number)
         if self.stopped:
             # What it started. Its own process id is not free for others before the wait below.
             self._signal(signal.SIGKILL)
@@ -159,6 +164,17 @@ class Command:
         except PermissionError as error:
             # It runs with other privileges (sudo): the lock is kept, if it can be, to its end.
             print(f"ringhold: signal {number} for the command: {error.strerror}", file=sys.stderr)
+
+
+def end_by(number: int) -> NoReturn:
+    """Ends this process by a signal that it caught: a shell that got the same one looks whether
+    what it started died of it, and only then ends its script, too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(SIGNALLED + number)  # Where the signal is blocked.
 
 
 def _in_foreground() -> bool:

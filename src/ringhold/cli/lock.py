@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import ringhold
-from ringhold.cli.command import SIGNALLED, Command, Inbox, Interrupted
+from ringhold.cli.command import SIGNALLED, Command, Inbox, Interrupted, end_by
 from ringhold.cli.exits import exit_code
 from ringhold.errors import LockLost, RingholdError
 
@@ -36,7 +36,10 @@ command made of that. Without the lock: what --conflict-exit-code says, 2 for
 wrong usage, 3 for a cluster that does not answer, 1 for other trouble.
 
 HUP, INT, QUIT, TERM, USR1 and USR2 are passed on to the command's process
-group. The lock is given back when the command has ended; what it left in the
+group; this program dies of one of them if the command does, or while it waits
+for the lock, so that a shell's loop around it ends at Ctrl-C.
+
+The lock is given back when the command has ended; what it left in the
 background runs on without it. When the lock is lost, the group gets SIGTERM,
 and SIGKILL when the command has ended or --kill-after is over. Called in the
 foreground of a terminal, the command stays in the caller's group, so that it
@@ -186,6 +189,16 @@ def _opened(url: str, session_ttl: float) -> Iterator[ringhold.Cluster]:
             _say(f"closing {url}: {error}")
 
 
+def _held_by(cluster: ringhold.Cluster, name: str) -> str:
+    """Whom to ask about a lock that was not granted, as far as that can be told."""
+    try:
+        holders = cluster.locks.holders(os.fsencode(name))
+    except RingholdError:
+        return ""
+    parties = dict.fromkeys(f"process {party.pid} on {party.host}" for party in holders)
+    return f"; held by {', '.join(parties)}" if parties else ""
+
+
 def _run(grant: ringhold.Grant, command: Command, inbox: Inbox, kill_after: float) -> int:
     """The command's exit code, or LOST."""
     lost = f"lock {grant.name!r} (token {grant.token}) was lost; stopping its command"
@@ -209,6 +222,7 @@ def main(arguments: Sequence[str]) -> int:
     command = Command(argv, options.name)
     mode = "shared" if options.shared else "exclusive"
     token: int | None = None
+    interrupted = 0
     code: int = options.conflict_exit_code
     try:
         inbox = Inbox()
@@ -220,15 +234,22 @@ def main(arguments: Sequence[str]) -> int:
                 token = grant.token
                 code = _run(grant, command, inbox, options.kill_after)
             elif not options.quiet:
-                _say(f"lock {options.name!r} was not granted within {wait_s:g} s")
+                _say(
+                    f"lock {options.name!r} was not granted within {wait_s:g} s"
+                    f"{_held_by(cluster, options.name)}"
+                )
     except Interrupted as interrupt:
-        return SIGNALLED + interrupt.number
+        interrupted = interrupt.number
     except (RingholdError, OSError) as error:
         _say(str(error) or type(error).__name__)
         return exit_code(error)
     finally:
         command.abandon()
+    if interrupted:
+        end_by(interrupted)
     if options.json:
         report = {"name": options.name, "mode": mode, "token": token, "code": code}
         print(json.dumps(report), file=sys.stderr)
+    if code - SIGNALLED in command.received:
+        end_by(code - SIGNALLED)
     return code

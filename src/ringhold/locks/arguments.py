@@ -14,9 +14,9 @@ USER_NAME_BYTES_MAX = 4095
 DELAY_S_MAX = 86_400.0
 
 
-def user_name(name: str | bytes) -> bytes:
-    """The name of a user's lock in the store, apart from other locks."""
-    return b"u" + encode_name(name, "lock name", bytes_max=USER_NAME_BYTES_MAX)
+def user_name(name: str | bytes, what: str = "lock") -> bytes:
+    """The name of a user's lock, or `what` it is, in the store, apart from other locks."""
+    return b"u" + encode_name(name, f"{what} name", bytes_max=USER_NAME_BYTES_MAX)
 
 
 def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
@@ -37,6 +37,11 @@ def wait_s(default_s: float | None, blocking: bool, timeout: float | None) -> fl
             raise ValueError("a timeout makes no sense without blocking")
         return 0
     return default_s if timeout is None else check_timeout(timeout)
+
+
+def told_s(timeout_s: float | None) -> str:
+    """A number of seconds as people are told of it, to the millisecond."""
+    return f"{round(timeout_s or 0, 3):g}"
 
 
 def check_delay(delay: float, mode: Mode) -> float:

@@ -61,7 +61,7 @@ class AsyncElection:
     """``async with cluster.election("x", value=address) as grant``: leads within the block."""
 
     def __init__(self, service: SlotService, name: str | bytes, *, value: str = ""):
-        raw = user_name(name)
+        raw = user_name(name, "election")
         self.name = decode_name(raw[1:])
         self.value = value
         self._value = check_value(value)

@@ -68,7 +68,7 @@ class AsyncFence:
     """``await cluster.fence("x").admit(token)``."""
 
     def __init__(self, store: Store, env: Env, check: Callable[[], None], name: str | bytes):
-        self._raw = user_name(name)
+        self._raw = user_name(name, "fence")
         self.name = decode_name(self._raw[1:])
         self._store = store
         self._env = env

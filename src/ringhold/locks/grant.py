@@ -19,8 +19,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ringhold.bridge import Unpicklable
 from ringhold.env import forks
-from ringhold.errors import LockLost, NotOwned, RingholdError
+from ringhold.errors import InvalidInput, LockLost, NotOwned, RingholdError
 from ringhold.locks.held import tell_loss
 from ringhold.locks.keys import EXCLUSIVE, SHARED, TOKEN_STEP
 from ringhold.store.base import Born
@@ -48,7 +49,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class AnyGrant:
+class AnyGrant(Unpicklable):
     """What the grants of both faces share; any thread may use it.
 
     `token` (int) is larger than that of every earlier grant of the name that excludes this one.
@@ -144,7 +145,7 @@ class AnyGrant:
         """Raises LockLost when the grant ended, NotOwned when it was released; does no I/O."""
         service = self._service
         if service.closed or service.generation != forks.generation:
-            service.check_open()
+            service.check_holder(self.name)
         if self.is_lost:
             if self._event is not None:
                 self._event.set()
@@ -241,7 +242,7 @@ class AnyGrant:
             return
         service = self._service
         if service.closed or service.generation != forks.generation:
-            service.check_open()
+            service.check_holder(self.name)
         try:
             self.give_back()
         except LockLost as lost:
@@ -268,6 +269,11 @@ class AnyGrant:
 
     async def _downgrade(self) -> int:
         self.check()
+        if self._outer is not None and not self._outer.is_lost:
+            raise InvalidInput(
+                f"lock {self.name!r} is held more than once by this owner: downgrading would take "
+                "exclusivity from the block around this one"
+            )
         if self._mode is not SHARED:
             # First the token: once it is shared others may come in.
             token_lock = self._lock
@@ -293,7 +299,7 @@ class AsyncGrant(AnyGrant):
 
     async def release(self) -> None:
         """Gives the lock back; works from anywhere, once (NotOwned). LockLost if it had ended."""
-        self._service.check_open()
+        self._service.check_holder(self.name)
         self.give_back()
 
     async def upgrade(
@@ -305,7 +311,8 @@ class AsyncGrant(AnyGrant):
         return await self._upgrade(self._service.wait_s(timeout))
 
     async def downgrade(self) -> int:
-        """From exclusive to shared; the new token."""
+        """From exclusive to shared; the new token. InvalidInput for a grant within another one of
+        the same owner, which would lose its exclusivity."""
         return await self._downgrade()
 
     async def __aenter__(self) -> Self:
@@ -343,7 +350,7 @@ class Grant(AnyGrant):
         """Gives the lock back; works from any thread, once (NotOwned). LockLost if it had ended."""
         service = self._service
         if service.closed or service.generation != forks.generation:
-            service.check_open()
+            service.check_holder(self.name)
         try:
             self.give_back()
         except RingholdError:
@@ -361,7 +368,8 @@ class Grant(AnyGrant):
         return self._service.bridge.run(self._upgrade(wait_s))
 
     def downgrade(self) -> int:
-        """From exclusive to shared; the new token."""
+        """From exclusive to shared; the new token. InvalidInput for a grant within another one of
+        the same owner, which would lose its exclusivity."""
         return self._service.bridge.run(self._downgrade())
 
     def __enter__(self) -> Self:

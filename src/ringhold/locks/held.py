@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from ringhold.bridge import INTERRUPTS_MAX, Bridge
+from ringhold.bridge import INTERRUPTS_MAX, Bridge, Unpicklable
 from ringhold.env import Env, finish
 from ringhold.errors import LockLost, NotOwned, RingholdError
 from ringhold.locks.session import SessionState
@@ -41,7 +41,7 @@ class ThreadCalls:
             logger.error("a callback for a loss failed", exc_info=call.exception())
 
 
-class Held(abc.ABC):
+class Held(Unpicklable, abc.ABC):
     """Something held within a session. `what` names its kind to people, `name` itself."""
 
     def __init__(self, what: str, name: str, mode: str, token: int, state: SessionState):
@@ -162,7 +162,7 @@ async def leave_held(held: Held, error: BaseException | None) -> None:
         tell_loss(lost, error)
 
 
-class HeldBlocking:
+class HeldBlocking(Unpicklable):
     """The blocking face of something held: truthy, and a context manager that releases."""
 
     def __init__(self, held: Held, bridge: Bridge, calls: ThreadCalls):

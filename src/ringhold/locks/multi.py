@@ -17,7 +17,7 @@ from typing import Generic, Self, TypeVar, overload
 
 from ringhold.env import Env, finish
 from ringhold.errors import InvalidInput, LockLost, LockTimeout, NotOwned, RingholdError
-from ringhold.locks.arguments import check_timeout, user_name, wait_s
+from ringhold.locks.arguments import check_timeout, told_s, user_name, wait_s
 from ringhold.locks.grant import AsyncGrant, Grant
 from ringhold.locks.handles import AsyncLock, Lock
 from ringhold.locks.held import Entered, leave_block, tell_loss, uninterrupted
@@ -129,7 +129,7 @@ def _raise_first(failures: Sequence[BaseException]) -> None:
 
 def _timed_out(lock: AsyncLock | Lock, timeout_s: float | None) -> LockTimeout:
     return LockTimeout(
-        f"lock {lock.name!r}, one of several, was not granted within {timeout_s} s; "
+        f"lock {lock.name!r}, one of several, was not granted within {told_s(timeout_s)} s; "
         "none of them is held",
         name=lock.name,
     )

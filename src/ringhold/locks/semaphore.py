@@ -42,7 +42,7 @@ class AsyncSemaphore(AsyncSlotHandle):
         timeout: float | None = -1,
         owner: int | None = None,
     ):
-        raw = user_name(name)
+        raw = user_name(name, "semaphore")
         super().__init__(service, decode_name(raw[1:]), timeout, check_owner(owner))
         self.limit = check_limit(limit)
         self._slots = Slots.of(self.what, SEMAPHORE, raw, self.name, limit)

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ringhold.bridge import Bridge
-from ringhold.env import Env, forks
+from ringhold.bridge import Bridge, Unpicklable
+from ringhold.env import Env, check_loop, forks
 from ringhold.errors import (
     Closed,
     Conflict,
@@ -30,7 +30,7 @@ from ringhold.errors import (
     RingholdError,
     SessionExpired,
 )
-from ringhold.locks.arguments import check_timeout
+from ringhold.locks.arguments import check_timeout, told_s
 from ringhold.locks.cache import SessionLocks
 from ringhold.locks.cached_lock import CachedLock
 from ringhold.locks.grant import AnyGrant
@@ -66,7 +66,7 @@ class Terms:
     delay_s: float
 
 
-class LockService:
+class LockService(Unpicklable):
     """The locks of the sessions of one open cluster, one session after the other."""
 
     def __init__(self, store: Store, env: Env, session: Session, bridge: Bridge):
@@ -99,6 +99,17 @@ class LockService:
         if self.closed or self.generation != forks.generation:
             self.bridge.check_process()
             raise Closed("the cluster is closed")
+
+    def check_holder(self, name: str) -> None:
+        """As `check_open`, for whoever uses a grant of the lock `name`."""
+        if self.generation != forks.generation:
+            pid = self.bridge.pid
+            raise Closed(
+                f"lock {name!r} was acquired by process {pid}, which this one was forked from: "
+                "it is not held here",
+                pid=pid,
+            )
+        self.check_open()
 
     def try_cached(self, kind: type[G], terms: Terms, owner: int) -> G | None:
         """The grant if the session has the lock at hand; None says nothing.
@@ -198,9 +209,11 @@ class LockService:
     async def acquire(self, kind: type[G], terms: Terms, owner: int, timeout_s: float | None) -> G:
         """Waits for the lock for up to `timeout_s` (None: for ever, 0: not at all).
 
-        Raises LockTimeout, and DeadlockError when the wait would never end.
+        Raises LockTimeout, DeadlockError when the wait would never end, and RuntimeError on
+        another loop than that of the cluster.
         """
         self.check_open()
+        check_loop(self.bridge.loop)
         key = (terms.raw, owner)
         again = self._again(kind, terms, key)
         if again is not None:
@@ -373,7 +386,7 @@ class LockService:
 
 
 def _timed_out(name: str, timeout_s: float | None) -> LockTimeout:
-    return LockTimeout(f"lock {name!r} was not granted within {timeout_s or 0:g} s", name=name)
+    return LockTimeout(f"lock {name!r} was not granted within {told_s(timeout_s)} s", name=name)
 
 
 def _why(error: DeadlockError) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from ringhold.env import Env
+from ringhold.bridge import Unpicklable
+from ringhold.env import Env, check_loop
 from ringhold.errors import Closed, Conflict, LockTimeout, SessionExpired
+from ringhold.locks.arguments import told_s
 from ringhold.locks.held import Held, HeldBlocking, ThreadCalls
 from ringhold.locks.session import Session, SessionState
 from ringhold.locks.slots import SlotRequest, Slots, SlotUse, read_slots, until_change
@@ -44,7 +46,7 @@ class BlockingSlotGrant(HeldBlocking):
     """
 
 
-class SlotService:
+class SlotService(Unpicklable):
     """The slots of one session."""
 
     def __init__(self, store: Store, env: Env, session: Session):
@@ -57,6 +59,7 @@ class SlotService:
         self._waiting = 0
         self._idle = asyncio.Event()
         self._closing = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
 
     def last(self, slots: Slots, owner: int) -> SlotGrant | None:
         """The owner's latest grant, lost or not, that was not released."""
@@ -73,6 +76,7 @@ class SlotService:
     ) -> SlotGrant:
         """Waits for a slot for up to `timeout_s` (None: for ever, 0: tries once). LockTimeout."""
         self._check_open()
+        check_loop(self._loop)
         self._waiting += 1
         self._idle.clear()
         try:
@@ -80,7 +84,7 @@ class SlotService:
                 state, held = await self._take(slots, owner, value, wait=timeout_s != 0)
         except TimeoutError:
             raise LockTimeout(
-                f"{slots.what} {slots.name!r} was not granted within {timeout_s} s",
+                f"{slots.what} {slots.name!r} was not granted within {told_s(timeout_s)} s",
                 name=slots.name,
             ) from None
         finally:

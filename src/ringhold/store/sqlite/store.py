@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import apsw
 
-from ringhold.env import Env
+from ringhold.env import Env, check_loop
 from ringhold.errors import InvalidInput, OutcomeUnknown, SessionExpired, StoreUnavailable
 from ringhold.store import lock_files
 from ringhold.store.base import Changes, Compare, Put, Store
@@ -174,6 +174,7 @@ class SqliteStore:
         synced: bool,
         commit_timeout_s: float,
     ):
+        self._loop = asyncio.get_running_loop()
         self._sessions_directory = os.path.join(_locks(directory), "sessions")
         boot_id = lock_files.boot_id()
         self._opening = Opening(_database(directory))
@@ -197,8 +198,12 @@ class SqliteStore:
         self.direct = DirectFace(self._opening, env, self._writer)
         self._abandon = weakref.finalize(self, _abandon, self._writer, self._opening)
 
-    async def snapshot(self) -> SqliteSnapshot:
+    def _check(self) -> None:
         self._opening.check()
+        check_loop(self._loop)
+
+    async def snapshot(self) -> SqliteSnapshot:
+        self._check()
         return self._readers.snapshot()
 
     async def commit(
@@ -209,17 +214,17 @@ class SqliteStore:
         deletes: Iterable[bytes] = (),
         nonce: bytes | None = None,
     ) -> int:
-        self._opening.check()
+        self._check()
         return await self._writer.submit(checked_commit(compares, puts, deletes, nonce))
 
     def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
-        self._opening.check()
+        self._check()
         check_bytes(prefix, "a prefix")
         check_revision(from_revision)
         return self._watches.follow(prefix, max(1, from_revision))
 
     async def grant_lease(self, lease: bytes, ttl_s: float) -> None:
-        self._opening.check()
+        self._check()
         check_lease(lease)
         request = GrantLease(lease, ttl_in_ns(ttl_s), self._opening.pid)
         try:
@@ -252,7 +257,7 @@ class SqliteStore:
         return os.path.join(self._sessions_directory, lease.hex())
 
     async def renew_lease(self, lease: bytes) -> None:
-        self._opening.check()
+        self._check()
         check_lease(lease)
         try:
             await self._submit_repeatable(RenewLease(lease))
@@ -261,7 +266,7 @@ class SqliteStore:
             raise
 
     async def revoke_lease(self, lease: bytes) -> None:
-        self._opening.check()
+        self._check()
         check_lease(lease)
         await self._submit_repeatable(RevokeLeases((lease,)))
 
@@ -272,7 +277,7 @@ class SqliteStore:
             raise StoreUnavailable(f"{error} (the call may be repeated)") from error
 
     async def expire_leases(self) -> None:
-        self._opening.check()
+        self._check()
         is_due, leases = self._lease_times.look()
         dead = [
             lease
