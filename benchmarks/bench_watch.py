@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,10 @@ class Watched:
         for number in range(watchers):
             other = runner.run(open_sqlite_store(str(directory), real_env(), create=False))
             self.others.append(other)
-            self.tasks.append(runner.run(self._wait(other.watch(b"m/%d/" % number, 1))))
+            self.tasks.append(runner.run(self._wait(other, b"m/%d/" % number)))
 
-    async def _wait(self, changes: AsyncIterator[Changes]) -> asyncio.Task[Changes]:
-        task = asyncio.ensure_future(anext(changes))
+    async def _wait(self, other: Store, prefix: bytes) -> asyncio.Task[Changes]:
+        task = asyncio.ensure_future(anext(other.watch(prefix, 1)))
         await asyncio.sleep(0)
         return task
 
