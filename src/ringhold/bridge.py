@@ -90,6 +90,15 @@ class Life(Unpicklable):
             raise Closed(f"{self.what} is closed")
 
 
+def check_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """RuntimeError in a task of another loop than `loop`, which must be running."""
+    if asyncio.get_running_loop() is not loop:
+        raise RuntimeError(
+            "this cluster was opened on another event loop: a cluster of ringhold.aio is used on "
+            "the loop that opened it; open one for each loop"
+        )
+
+
 class Bridge:
     """Runs coroutines on `loop` for callers elsewhere."""
 

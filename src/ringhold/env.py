@@ -380,15 +380,6 @@ forks = Forks()
 os.register_at_fork(after_in_child=forks.count)
 
 
-def check_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """RuntimeError in a task of another loop than `loop`, which must be running."""
-    if asyncio.get_running_loop() is not loop:
-        raise RuntimeError(
-            "this cluster was opened on another event loop: a cluster of ringhold.aio is used on "
-            "the loop that opened it; open one for each loop"
-        )
-
-
 def copy_in_memory(path: str) -> int:
     """A descriptor of an unnamed file in memory with the contents of the file `path`."""
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

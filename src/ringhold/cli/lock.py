@@ -222,7 +222,6 @@ def main(arguments: Sequence[str]) -> int:
     command = Command(argv, options.name)
     mode = "shared" if options.shared else "exclusive"
     token: int | None = None
-    interrupted = 0
     code: int = options.conflict_exit_code
     try:
         inbox = Inbox()
@@ -239,14 +238,13 @@ def main(arguments: Sequence[str]) -> int:
                     f"{_held_by(cluster, options.name)}"
                 )
     except Interrupted as interrupt:
-        interrupted = interrupt.number
+        command.abandon()
+        end_by(interrupt.number)
     except (RingholdError, OSError) as error:
         _say(str(error) or type(error).__name__)
         return exit_code(error)
     finally:
         command.abandon()
-    if interrupted:
-        end_by(interrupted)
     if options.json:
         report = {"name": options.name, "mode": mode, "token": token, "code": code}
         print(json.dumps(report), file=sys.stderr)

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ringhold.bridge import Bridge, Unpicklable
-from ringhold.env import Env, check_loop, forks
+from ringhold.bridge import Bridge, Unpicklable, check_loop
+from ringhold.env import Env, forks
 from ringhold.errors import (
     Closed,
     Conflict,
@@ -102,7 +102,7 @@ class LockService(Unpicklable):
 
     def check_holder(self, name: str) -> None:
         """As `check_open`, for whoever uses a grant of the lock `name`."""
-        if self.generation != forks.generation:
+        if self.bridge.foreign:
             pid = self.bridge.pid
             raise Closed(
                 f"lock {name!r} was acquired by process {pid}, which this one was forked from: "

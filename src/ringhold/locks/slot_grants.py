@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from ringhold.bridge import Unpicklable
-from ringhold.env import Env, check_loop
+from ringhold.bridge import Unpicklable, check_loop
+from ringhold.env import Env
 from ringhold.errors import Closed, Conflict, LockTimeout, SessionExpired
 from ringhold.locks.arguments import told_s
 from ringhold.locks.held import Held, HeldBlocking, ThreadCalls

@@ -22,7 +22,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import apsw
 
-from ringhold.env import Env, check_loop
+from ringhold.bridge import check_loop
+from ringhold.env import Env
 from ringhold.errors import InvalidInput, OutcomeUnknown, SessionExpired, StoreUnavailable
 from ringhold.store import lock_files
 from ringhold.store.base import Changes, Compare, Put, Store
