@@ -402,3 +402,32 @@ def test_random_histories(run: Any, seed: int) -> None:
         await world.assert_free()
 
     run(test)
+
+
+def test_a_sharer_who_comes_between_the_look_and_the_taking_keeps_the_writer_out(run: Any) -> None:
+    async def test(world: World) -> None:
+        holder, writer, reader = [await world.party() for _ in range(3)]
+        await holder.acquire()
+        inside: list[AsyncGrant] = []
+        looked = False
+
+        async def meddle(call: str, after: bool) -> None:
+            nonlocal looked
+            if call == "snapshot" and not after and not looked:
+                # The writer has found the lock taken; when it looks, it is free.
+                looked = True
+                await holder.die()
+            elif call == "commit" and not after and looked and not inside:
+                inside.append(await reader.acquire(mode="shared"))
+
+        writer.store.at_call = meddle
+        writing = writer.start(timeout_s=None)
+        await writer.queued(1)
+        assert len(inside) == 1
+        assert not writing.done()
+        inside[0].check()
+        await inside[0].release()
+        await (await soon(writing)).release()
+        assert (await writer.state()).queue == []
+
+    run(test)

@@ -44,6 +44,10 @@ def test_what_was_begun_in_the_parent_is_closed_and_the_rest_opens_anew(tmp_path
                 reader.read, lambda: writer.write(b"1"), writer.close,
             ):
                 closed(use)
+            try:
+                grant.check()
+            except Closed as error:
+                assert "not held here" in str(error), error
             # So far nothing was opened.
             assert not cluster._home.opened_here
             assert cluster.url == url and url in repr(cluster)
