@@ -35,6 +35,9 @@ from ringhold.owner import calling_owner, current_owner, thread_owner
 
 logger = logging.getLogger("ringhold")
 
+STANDSTILL_S = 3.0
+"""Longer than the end of a process takes, but no deadlock if what ends it waits for the thread."""
+
 INTERRUPTS_MAX = 8
 """How often something that must be done is begun again after an interrupt came in between."""
 
@@ -127,11 +130,18 @@ class Bridge:
             running = asyncio.get_running_loop()
         except RuntimeError:
             return
-        if running is self.loop:
+        if running is not self.loop:
+            return
+        if _loop_thread is not None and _loop_thread.loop is running:
             raise RuntimeError(
                 "a blocking call on Ringhold's own event loop would wait for itself; "
                 "use the coroutine of the same name"
             )
+        raise RuntimeError(
+            "a blocking call on the event loop that ringhold.aio opened the cluster on would wait "
+            "for itself; await the coroutine, whose name in a file system begins with an "
+            "underscore (await fs._ls(path)), or fs.open_async, and enter blocks by async with"
+        )
 
     def run(self, coroutine: Coroutine[Any, Any, T], undo: Undo[T] | None = None) -> T:
         """Blocks the calling thread for the result of `coroutine`.
@@ -291,6 +301,7 @@ class _Call(Generic[T]):
             self._loop.call_soon_threadsafe(self._start)
         except RuntimeError:
             self._drop()
+            stand_still()
             raise Closed("Ringhold's event loop has ended") from None
 
     def _post(self, callback: Callable[[], object]) -> None:
@@ -348,6 +359,7 @@ class _Call(Generic[T]):
 
     def result(self) -> T:
         if isinstance(self.error, asyncio.CancelledError):
+            stand_still()
             raise Closed("Ringhold's event loop ended during the call")
         if self.error is not None:
             raise self.error
@@ -369,6 +381,7 @@ class _LoopThread:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.bridge = Bridge(self.loop)
+        self._stopping = False
         self._thread = threading.Thread(target=self._main, name="ringhold-loop", daemon=True)
         self._thread.start()
 
@@ -379,10 +392,11 @@ class _LoopThread:
         finally:
             self.loop.close()
 
-    def stop(self) -> None:
-        """At interpreter exit: ends what still runs there, so that no task dies unfinished."""
-        asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop)
-        self._thread.join(timeout=2.0)
+    def stop(self, timeout_s: float) -> None:
+        if not self._stopping:
+            self._stopping = True
+            asyncio.run_coroutine_threadsafe(self._cancel_all(), self.loop)
+            self._thread.join(timeout_s)
 
     async def _cancel_all(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -396,6 +410,7 @@ class _LoopThread:
 _starting = threading.Lock()
 _loop_thread: _LoopThread | None = None
 _inherited: list[_LoopThread] = []
+_ending = False
 
 
 def process_bridge() -> Bridge:
@@ -415,10 +430,20 @@ def _after_fork() -> None:
         _loop_thread = None
 
 
-def _at_exit() -> None:
+def end_loop(timeout_s: float = 2.0) -> None:
+    """At the end of the process: ends what still runs there, so that no task dies unfinished."""
+    global _ending
+    _ending = True
     if _loop_thread is not None:
-        _loop_thread.stop()
+        _loop_thread.stop(timeout_s)
+
+
+def stand_still() -> None:
+    """While the process ends a daemon thread waits here, until Python stops it: what it would be
+    told from now on would be printed as its failure."""
+    if _ending and threading.current_thread().daemon:
+        threading.Event().wait(STANDSTILL_S)
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_at_exit)
+atexit.register(end_loop)

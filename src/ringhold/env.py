@@ -17,9 +17,10 @@ import asyncio
 import errno
 import functools
 import os
+import socket
 import stat
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -28,12 +29,17 @@ T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 
-async def finish(future: asyncio.Future[T], undo: Callable[[T], object] | None = None) -> T:
+async def finish(
+    future: asyncio.Future[T],
+    undo: Callable[[T], object] | None = None,
+    on_cancel: Callable[[], object] | None = None,
+) -> T:
     """The result of `future`, waited for even while the calling task is cancelled.
 
     When the task was cancelled meanwhile, CancelledError is raised after the future is done;
     `undo` is called with its result first, to give back what it opened. If the operation failed,
     its error is the cause of the CancelledError: a failed fsync must not go unnoticed.
+    `on_cancel` is called at once when the task is cancelled.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -43,6 +49,8 @@ async def finish(future: asyncio.Future[T], undo: Callable[[T], object] | None =
             if future.cancelled():
                 raise
             cancelled = error
+            if on_cancel is not None:
+                on_cancel()
         except Exception:
             break
     if cancelled is not None:
@@ -378,6 +386,53 @@ class Forks:
 
 forks = Forks()
 os.register_at_fork(after_in_child=forks.count)
+
+
+Peer = tuple[str, int]
+
+
+def resolved(host: str, port: int) -> set[Peer]:
+    """The addresses of `host`, none when it has none now. Blocks."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except OSError:
+        return set()
+    return {(str(address[0]), port) for *_, address in found}
+
+
+def let_go_of_sockets(peers: Collection[Peer]) -> None:
+    """In a forked child: what it has of its parent's connections to `peers` leads nowhere any more,
+    so that nothing in this process, destructors and timers included, acts on them."""
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    # With one, merely to look at a socket would make it non-blocking, for the parent as well.
+    timeout_s = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)
+    try:
+        for name in os.listdir("/proc/self/fd"):
+            if _peer_of(int(name)) in peers:
+                os.dup2(nowhere, int(name), inheritable=False)
+    finally:
+        socket.setdefaulttimeout(timeout_s)
+        os.close(nowhere)
+
+
+def _peer_of(fd: int) -> Peer | None:
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return None
+        connection = socket.socket(fileno=fd)
+    except OSError:
+        return None
+    try:
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        peer = connection.getpeername()
+    except OSError:
+        return None
+    finally:
+        # The descriptor itself must not be closed with the object.
+        connection.detach()
+    return str(peer[0]).removeprefix("::ffff:"), int(peer[1])
 
 
 def copy_in_memory(path: str) -> int:

@@ -1,7 +1,7 @@
 """The engines of the store for the conformance suites: each gives a test one empty store.
 
-An engine joins by one more entry in ENGINES. Time is a clock of the test's own, so that leases
-expire when a test says so.
+An engine joins by one more entry in WORLDS. In memory and in SQLite time is a clock of the test's
+own, so that leases expire when a test says so (CLOCKED); etcd has its own.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from ringhold.env import RealEnv
+from etcd_engines import ETCD, ETCD_SERVERS, etcd_opener
+from etcd_servers import shared_etcd
+
+from ringhold.env import RealClock, RealEnv
 from ringhold.errors import (
     Conflict,
 )
@@ -68,6 +72,8 @@ class World:
     env: Env
     reopen: Callable[[], Awaitable[Store]]
     store: Store
+    compact: Callable[[int], object] = lambda revision: None
+    """Forgets what is older than the revision, in engines that do not by themselves."""
     opened: list[Store] = field(default_factory=list)
 
     async def wait(self, seconds: float) -> None:
@@ -105,12 +111,38 @@ async def sqlite_world(**options: Any) -> AsyncIterator[World]:
         shutil.rmtree(directory)
 
 
-ENGINES = {"memory": memory_world, "sqlite": sqlite_world}
+@asynccontextmanager
+async def etcd_world(engine: str, **options: Any) -> AsyncIterator[World]:
+    name = f"conformance-{next(_names)}"
+    open_store = etcd_opener(engine)
+    env = Env()
+    # Deadlines of calls need a clock that goes.
+    env.clock = RealClock()
+    store = await open_store(name, env, create=True)
+    compact = shared_etcd(*ETCD_SERVERS[engine]).compact
+    yield World(env, lambda: open_store(name, env, create=False), store, compact)
+    await store.close()
+    env.stop()
+
+
+WORLDS: dict[str, Callable[..., AbstractAsyncContextManager[World]]] = {
+    "memory": memory_world,
+    "sqlite": sqlite_world,
+    **{engine: partial(etcd_world, engine) for engine in ETCD_SERVERS},
+}
+CLOCKED = ["memory", "sqlite"]
+ENGINES = [*CLOCKED, *ETCD]
+
+
+def is_now(engine: str, found: int, revision: int) -> bool:
+    """Whether `found` is the newest revision, if `revision` is that of the store's last change. A
+    server's moves also when the leases of other stores end."""
+    return found == revision if engine in CLOCKED else found >= revision
 
 
 def on(engine: str, test: Callable[[World], Awaitable[None]], **options: Any) -> None:
     async def main() -> None:
-        async with ENGINES[engine](**options) as world:
+        async with WORLDS[engine](**options) as world:
             try:
                 await test(world)
             finally:
@@ -139,6 +171,12 @@ async def get(store: Store, key: bytes) -> Entry | None:
 
 async def put(store: Store, *keys: bytes, lease: bytes | None = None) -> int:
     return await store.commit(puts=[Put(key, b"value of " + key, lease) for key in keys])
+
+
+async def put_all(store: Store, puts: list[Put]) -> None:
+    """In commits that every engine takes."""
+    for start in range(0, len(puts), 100):
+        await store.commit(puts=puts[start : start + 100])
 
 
 async def conflicts(store: Store, *compares: Compare) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_engines import ENGINES, World, everything, lease_id, on
+from store_engines import CLOCKED, World, everything, lease_id, on
 
 from ringhold.errors import (
     Conflict,
@@ -258,7 +258,7 @@ async def lease_outcome(store: Store, action: str, lease: bytes) -> object:
 @given(history=st.lists(steps, min_size=1, max_size=25))
 def test_random_histories_go_as_in_the_model_on_every_engine(history: list[Any]) -> None:
     outcomes: dict[str, list[object]] = {}
-    for name in sorted(ENGINES):
+    for name in CLOCKED:
 
         async def test(world: World, name: str = name) -> None:
             outcomes[name] = await replay(world, history)

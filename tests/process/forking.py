@@ -12,7 +12,8 @@ import gc, multiprocessing, os, signal, sys, threading, time, traceback
 import ringhold
 from ringhold import Closed
 
-url = sys.argv[1]
+url, *place = sys.argv[1:]
+where = {"path": place[0]} if place else {}  # Of the node of a cluster in etcd.
 parent = os.getpid()
 
 
@@ -49,10 +50,11 @@ def closed(use, pid=parent):
 COMPLAINTS = ("-W", "always::ResourceWarning", "-W", "always::RuntimeWarning")
 
 
-def run(tmp_path: Path, script: str, *options: str) -> str:
+def run(tmp_path: Path, script: str, *options: str, etcd_url: str | None = None) -> str:
     """What the script printed to stderr; it must end with "done"."""
+    where = [str(tmp_path / "c")] if etcd_url is None else [etcd_url, str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, *options, "-c", PRELUDE + textwrap.dedent(script), str(tmp_path / "c")],
+        [sys.executable, *options, "-c", PRELUDE + textwrap.dedent(script), *where],
         capture_output=True,
         text=True,
         timeout=120,

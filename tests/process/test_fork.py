@@ -9,14 +9,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from etcd_servers import shared_etcd
 from forking import COMPLAINTS, run
 
 
-def test_what_was_begun_in_the_parent_is_closed_and_the_rest_opens_anew(tmp_path: Path) -> None:
+@pytest.fixture(params=["directory", "etcd"])
+def etcd_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    """None for a cluster in a directory."""
+    if request.param == "directory":
+        return None
+    return shared_etcd("distro", 1).url(f"fork-{tmp_path.name}")
+
+
+def test_what_was_begun_in_the_parent_is_closed_and_the_rest_opens_anew(
+    tmp_path: Path, etcd_url: str | None
+) -> None:
     run(
         tmp_path,
         """
-        cluster = ringhold.create(url, session_ttl=7)
+        cluster = ringhold.create(url, session_ttl=7, **where)
         cluster.kv["a"] = b"1"
         cluster.fs.pipe_file("/f", b"x" * 100_000)
         lock = cluster.lock("x")
@@ -108,6 +119,7 @@ def test_what_was_begun_in_the_parent_is_closed_and_the_rest_opens_anew(tmp_path
         cluster.close()
         print("done")
         """,
+        etcd_url=etcd_url,
     )
 
 
@@ -133,11 +145,11 @@ def test_a_file_transaction_of_the_parent_is_not_entered_by_the_child(tmp_path: 
     )
 
 
-def test_closed_stays_closed_and_close_harms_nobody(tmp_path: Path) -> None:
+def test_closed_stays_closed_and_close_harms_nobody(tmp_path: Path, etcd_url: str | None) -> None:
     run(
         tmp_path,
         """
-        cluster = ringhold.create(url)
+        cluster = ringhold.create(url, **where)
         cluster.kv["a"] = b"1"
         gone = ringhold.open(url)
         gone.kv["a"]
@@ -174,17 +186,18 @@ def test_closed_stays_closed_and_close_harms_nobody(tmp_path: Path) -> None:
         cluster.close()
         print("done")
         """,
+        etcd_url=etcd_url,
     )
 
 
-def test_the_async_face_is_the_parent_s(tmp_path: Path) -> None:
+def test_the_async_face_is_the_parent_s(tmp_path: Path, etcd_url: str | None) -> None:
     run(
         tmp_path,
         """
         import asyncio
 
         async def main():
-            async with ringhold.aio.create(url) as cluster:
+            async with ringhold.aio.create(url, **where) as cluster:
                 await cluster.kv.put("a", b"1")
                 grant = await cluster.lock("x").acquire()
 
@@ -217,6 +230,7 @@ def test_the_async_face_is_the_parent_s(tmp_path: Path) -> None:
         asyncio.run(main())
         print("done")
         """,
+        etcd_url=etcd_url,
     )
 
 

@@ -281,7 +281,8 @@ def test_a_first_lock_and_a_close_keep_their_timeouts(tmp_path: Path) -> None:
     one, other = ringhold.open(str(tmp_path / "c")), ringhold.open(str(tmp_path / "c"))
     with other.lock("held"), stopped_holder(tmp_path / "c"):
         begun_s = time.monotonic()
-        assert one.lock("x").acquire(timeout=0.2) is None
+        with pytest.raises(StoreUnavailable):
+            one.lock("x").acquire(timeout=0.2)
         waiting = threading.Thread(target=refused, args=(one,))
         waiting.start()
         one.close(timeout=0.5)

@@ -9,9 +9,11 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_engines import ETCD_ABOVE, cluster_at
 
 import ringhold
 from ringhold.errors import Closed, Conflict, InvalidInput
@@ -20,9 +22,10 @@ from ringhold.types import EventKind
 _names = itertools.count()
 
 
-@pytest.fixture
-def cluster() -> Iterator[ringhold.Cluster]:
-    with ringhold.create(f"memory://kv{next(_names)}") as made:
+@pytest.fixture(params=["memory", *ETCD_ABOVE])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ringhold.Cluster]:
+    url, options = cluster_at(request.param, f"kv{next(_names)}", tmp_path)
+    with ringhold.create(url, **options) as made:
         yield made
 
 

@@ -2,9 +2,10 @@
 
 A revisioned key-value map with compare-and-commit, leases and watch. What is promised:
 
-- A commit happens entirely or not at all, at one revision; revisions only grow. Commits are
-  durable when `commit` returns, as far as the opening was asked for, and strictly
-  serializable among all processes of a store.
+- A commit happens entirely or not at all, at one revision; revisions only grow. Commits of one
+  opening under way at the same time, of which none writes what another compares or writes, may
+  share a revision. Commits are durable when `commit` returns, as far as the opening was asked for,
+  and strictly serializable among all processes of a store.
 - A snapshot shows exactly one revision.
 - A watch delivers every revision that touches its prefix, whole, in order, once.
 - A lease that was found gone stays gone; all keys bound to it disappear at one revision,
@@ -16,8 +17,9 @@ a commit alone.
 
 Keys and values are bytes. Ranges are half open, [start, end), in byte order.
 
-A commit has at most OPERATIONS_MAX compares, puts and deletes together and COMMIT_BYTES_MAX
-bytes in their keys and values: while it is made durable everybody else waits, leases included.
+A commit of an embedded engine has at most OPERATIONS_MAX compares, puts and deletes together and
+COMMIT_BYTES_MAX bytes in their keys and values: while it is made durable everybody else waits,
+leases included. Of etcd's there are fewer, as far as it was told (`etcd.commits.check_size`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,30 @@ T = TypeVar("T")
 KEY_BYTES_MAX = 8192
 OPERATIONS_MAX = 100_000
 COMMIT_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Up to how many compares, and puts and deletes, a commit of names, entries and the like may
+    have, so that it can be planned: it has not too many bytes then either.
+
+    `operations`: compares and changes together, where that is less than the sum of both.
+    """
+
+    compares: int
+    changes: int
+    operations: int | None = None
+
+    def allow(self, compares: int, changes: int) -> bool:
+        """Whether so many are not too many."""
+        return (
+            compares <= self.compares
+            and changes <= self.changes
+            and (self.operations is None or compares + changes <= self.operations)
+        )
+
+
+EMBEDDED_LIMITS = Limits(OPERATIONS_MAX, OPERATIONS_MAX, OPERATIONS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +103,8 @@ class NoneBornAfter:
 
 
 Compare = Absent | Unchanged | Born | Empty | NoneBornAfter
+"""Those of ranges cost etcd a look at every key in the range, and its value: give it ranges of few
+keys, like those of one lock, or of what was read key by key (`view.View.range`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +136,19 @@ def prefix_end(prefix: bytes) -> bytes:
 
 
 class Snapshot(Protocol):
-    """A view of the store at `revision`. Close it: the engine keeps old versions for it.
+    """A view of the store at one `revision`, of a moment between its making and its first read.
+    Close it: the engine keeps old versions for it.
 
     Reads raise Compacted when the snapshot has grown older than the engine's bound, and
     ChecksumMismatch naming the key when an entry is not what was written.
     """
 
     @property
-    def revision(self) -> int: ...
+    def revision(self) -> int:
+        """RuntimeError before anything was read, in engines that learn it by reading."""
+
+    async def fix(self) -> int:
+        """The revision: of now, where nothing was read yet."""
 
     async def get(self, key: bytes) -> Entry | None: ...
 
@@ -153,19 +186,23 @@ class Transactional(Protocol):
         Without puts and deletes the compares are still evaluated, and the current revision is
         returned. Deleting a key that does not exist is allowed. A commit whose `nonce` (1 to 64
         bytes) was committed before is not applied again: the revision of then is returned.
-        Nonces are remembered at least as long as the log of revisions.
+        Nonces are remembered at least as long as the log of revisions; on etcd, whose history has
+        an end set by others, for nearly two minutes.
 
         Raises Conflict (`index`, `compare`: the first that failed, in the order given),
         SessionExpired (a put names a lease that is gone; compares are judged first),
-        InvalidInput (a key put and deleted or put twice, too large, more than OPERATIONS_MAX or
-        COMMIT_BYTES_MAX), Corrupt (a record it needs is damaged; deleting that key mends it),
+        InvalidInput (a key put and deleted or put twice, too large, more than the engine's
+        limits: it names which), Corrupt (a record it needs is damaged; deleting that key mends it),
         StoreUnavailable (nothing happened), OutcomeUnknown (repeat with the same nonce to learn
         what happened).
         """
 
 
 class DirectFace(Transactional, Protocol):
-    """A store as blocking callers use it: from any thread, by coroutines that never suspend."""
+    """A store as blocking callers use it: from any thread, by coroutines that never suspend.
+
+    Each of its snapshots is for one thread.
+    """
 
     @property
     def env(self) -> Env:
@@ -178,6 +215,15 @@ class HasDirectFace(Protocol):
 
     @property
     def direct(self) -> DirectFace: ...
+
+
+@runtime_checkable
+class BlindToDeath(Protocol):
+    """A store that does not learn of a process's death, so that its leases run on."""
+
+    def end_lease(self, lease: bytes, timeout_s: float) -> None:
+        """Revokes the lease by blocking the calling thread, any one: also when no loop runs any
+        more and no thread can be started. Closed, StoreUnavailable."""
 
 
 def run_direct(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -196,6 +242,17 @@ class Store(Transactional, Protocol):
 
     All methods are coroutine-safe on the loop that opened the store.
     """
+
+    @property
+    def leases_end_unasked(self) -> bool:
+        """Whether the store ends overdue leases by itself, about in time.
+
+        If so nobody needs to call `expire_leases`, and who waits for a lease to end learns of it
+        by a watch on the keys that go with it.
+        """
+
+    @property
+    def limits(self) -> Limits: ...
 
     def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
         """Yields the changes below `prefix` of all revisions >= `from_revision`, for ever.
@@ -222,7 +279,8 @@ class Store(Transactional, Protocol):
 
         Called, at least every 50 ms, by whoever waits for somebody else's lease to end: leases
         are judged by time in which the store could be written (`leases`), so in a store that
-        nobody writes to it is this call that lets time pass.
+        nobody writes to it is this call that lets time pass. Does nothing where
+        `leases_end_unasked`.
         """
 
     def lease_until(self, lease: bytes) -> int | None:

@@ -2,11 +2,12 @@
 
 M                          the cluster: identity, format, replicas, chunk size
 N<name>                    a storage node
-P<partition u16>           partition -> ordered nodes with their incarnations
+P<page u8>                 64 partitions -> ordered nodes with their incarnations
 S<session 12>              a session; bound to its lease
 k<key>                     the user's key-value pairs
 l<length u16><name>…       who holds and awaits a lock (`ringhold.locks.keys`)
 m<session 12>…             letters to a session; bound to its lease
+w<session 12>              locks that a session holds up by waits of its own; bound to its lease
 f<name>                    fence of a lock: the highest exclusive token admitted, u64
 s<length u16><name>        semaphore, then <limit u32>x<slot u32> for a holder, <limit u32>q<id>
                            for a waiter; bound to their leases
@@ -26,11 +27,12 @@ from __future__ import annotations
 
 CLUSTER = b"M"
 NODE = b"N"
-PARTITION = b"P"
+PARTITION_PAGE = b"P"
 SESSION = b"S"
 KEY_VALUE = b"k"
 LOCK = b"l"
 MAILBOX = b"m"
+WAITS = b"w"
 FENCE = b"f"
 SEMAPHORE = b"s"
 ELECTION = b"e"
@@ -44,17 +46,24 @@ RUN = b"C"
 GARBAGE = b"G"
 REPAIR = b"K"
 
+PARTITIONS_PER_PAGE = 64
+
 
 def node_key(name: bytes) -> bytes:
     return NODE + name
 
 
-def partition_key(partition: int) -> bytes:
-    return PARTITION + partition.to_bytes(2, "big")
+def partition_page_key(partition: int) -> bytes:
+    """The key of the page in which `partition` is."""
+    return PARTITION_PAGE + bytes([partition // PARTITIONS_PER_PAGE])
 
 
 def session_key(session: bytes) -> bytes:
     return SESSION + session
+
+
+def waits_key(session: bytes) -> bytes:
+    return WAITS + session
 
 
 def inode_key(ino: int) -> bytes:

@@ -236,10 +236,7 @@ class KeyValue(PointOperations):
     async def revision(self) -> int:
         """The store's current revision, to be given to `watch` as `since`."""
 
-        async def operation(view: View) -> int:
-            return view.revision
-
-        return await self._read(operation)
+        return await self._read(lambda view: view.fix())
 
     async def watch(self, prefix: Bound, *, since: int | None = None) -> AsyncIterator[KeyEvent]:
         """Yields every change of a key that begins with `prefix`, after revision `since`.

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from ringhold.env import Env, process_id
 from ringhold.errors import Closed, Compacted, Conflict, InvalidInput
 from ringhold.store.base import (
+    EMBEDDED_LIMITS,
     Absent,
     Born,
     Changes,
@@ -306,6 +307,9 @@ class MemorySnapshot:
     def revision(self) -> int:
         return self._revision
 
+    async def fix(self) -> int:
+        return self._revision
+
     def _check(self) -> None:
         """Called with the lock held: between this and the read nothing may be trimmed."""
         self._store.check_open()
@@ -352,6 +356,8 @@ class MemorySnapshot:
 
 class MemoryStore:
     """One opening of a memory store; see `open_memory_store`."""
+
+    limits = EMBEDDED_LIMITS
 
     def __init__(self, name: str, memory: _Memory, env: Env):
         self._name = name
@@ -449,6 +455,10 @@ class MemoryStore:
         check_lease(lease)
         with self._memory.lock:
             self._memory.revoke(lease, self._env.clock.boottime_ns())
+
+    @property
+    def leases_end_unasked(self) -> bool:
+        return False
 
     async def expire_leases(self) -> None:
         self.check_open()

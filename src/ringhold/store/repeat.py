@@ -1,4 +1,5 @@
-"""Commits whose answer got lost are asked for again, so that callers see one outcome.
+"""Commits whose answer got lost are asked for again, so that callers see one outcome; and stores
+that give none in time are told from others.
 
 Guarantees that `commit_sure` applies its changes at most once however often an answer was lost.
 It does not guarantee an answer: OutcomeUnknown when the store stayed silent for `timeout_s`.
@@ -6,6 +7,7 @@ It does not guarantee an answer: OutcomeUnknown when the store stayed silent for
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from ringhold.env import Env
@@ -14,6 +16,8 @@ from ringhold.store.base import Compare, Put, Transactional
 
 NONCE_BYTES = 16
 REPEAT_PAUSE_S = 0.1
+ANSWER_S = 3.0
+"""Longer than the largest commits of others take."""
 
 
 async def until_known(
@@ -60,3 +64,13 @@ async def commit_sure(
         env,
         timeout_s=timeout_s,
     )
+
+
+async def check_answers(store: Transactional) -> None:
+    """StoreUnavailable if the store does not commit: whoever waited in vain for what others may
+    have has then learned nothing about them."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            await store.commit()
+    except TimeoutError:
+        raise StoreUnavailable(f"the store has not answered for {ANSWER_S:g} s") from None

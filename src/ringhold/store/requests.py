@@ -215,5 +215,7 @@ def lease_gone(lease: bytes) -> SessionExpired:
 def no_longer_kept(revision: int, compacted: int) -> Compacted:
     """For a watch from `revision` on; `compacted` is the newest that was removed."""
     return Compacted(
-        f"revision {revision} is no longer kept, the oldest is {compacted + 1}", revision=revision
+        f"changes after revision {revision - 1} are no longer all kept, only those after "
+        f"{compacted}: read afresh and watch from there",
+        revision=revision,
     )

@@ -13,7 +13,7 @@ by key, against changes and deletions of what it returned.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from ringhold.store.base import (
     Absent,
     Compare,
     Empty,
+    Limits,
     NoneBornAfter,
     Put,
     Snapshot,
@@ -52,6 +53,14 @@ class View:
     @property
     def revision(self) -> int:
         return self._snapshot.revision
+
+    @property
+    def reads(self) -> Mapping[bytes, Entry | None]:
+        """What it has read of the store, None where there was nothing."""
+        return self._reads
+
+    async def fix(self) -> int:
+        return await self._snapshot.fix()
 
     @contextmanager
     def savepoint(self) -> Iterator[View]:
@@ -144,6 +153,11 @@ class View:
         """Adds a compare that no read of this view stands for."""
         self._required[compare] = None
 
+    def fits(self, limits: Limits, compares: int = 0, changes: int = 0) -> bool:
+        """Whether one commit takes this view with so many compares and changes more."""
+        compares += len(self._required) + len(self._reads) + len(self._ranges)
+        return limits.allow(compares, changes + len(self._writes))
+
     @property
     def has_writes(self) -> bool:
         return bool(self._writes)
@@ -164,9 +178,11 @@ class View:
         commit would keep the engine's write-ahead log from being reset, and under steady load
         there would always be one.
         """
-        await self._snapshot.close()
         if not self._writes and not self._required:
-            return self.revision
+            revision = await self._snapshot.fix()
+            await self._snapshot.close()
+            return revision
+        await self._snapshot.close()
         return await store.commit(
             compares=await self.compares(),
             puts=[put for put in self._writes.values() if put is not None],

@@ -146,6 +146,9 @@ class SqliteSnapshot:
     def revision(self) -> int:
         return self._revision
 
+    async def fix(self) -> int:
+        return self._revision
+
     async def get(self, key: bytes) -> Entry | None:
         check_key(key)
         await self._alone()

@@ -26,7 +26,7 @@ from ringhold.bridge import check_loop
 from ringhold.env import Env
 from ringhold.errors import InvalidInput, OutcomeUnknown, SessionExpired, StoreUnavailable
 from ringhold.store import lock_files
-from ringhold.store.base import Changes, Compare, Put, Store
+from ringhold.store.base import EMBEDDED_LIMITS, Changes, Compare, Put, Store
 from ringhold.store.lock_files import CommitLock, LockFile
 from ringhold.store.requests import (
     LOG_REVISIONS,
@@ -166,6 +166,8 @@ def _check_database(database: str) -> None:
 class SqliteStore:
     """One opening of the store in `directory`; see `open_sqlite_store`."""
 
+    limits = EMBEDDED_LIMITS
+
     def __init__(
         self,
         directory: str,
@@ -276,6 +278,10 @@ class SqliteStore:
             await self._writer.submit(request)
         except OutcomeUnknown as error:
             raise StoreUnavailable(f"{error} (the call may be repeated)") from error
+
+    @property
+    def leases_end_unasked(self) -> bool:
+        return False
 
     async def expire_leases(self) -> None:
         self._check()
