@@ -1,17 +1,24 @@
 """Processes for the conformance tests of locks: stores opened each for itself, with a session.
 
 Time is real, plus what a test skips. A `Meddler` stands between the locks of a party and its
-store: it counts commits, and lets a test do something, or fail, before and after any call.
+store: it counts calls, and lets a test do something, or fail, before and after any of them.
+
+"memory-unasked" is the memory store ending leases as etcd does: by itself, twice a second, and
+not when it is asked to. What it shows etcd shows too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
+
+import pytest
+from etcd_engines import ETCD, ETCD_OF_THREE, ETCD_SERVERS, etcd_opener
 
 from ringhold.bridge import Bridge
 from ringhold.env import RealClock, RealEnv
@@ -25,7 +32,6 @@ from ringhold.store.memory import open_memory_store
 from ringhold.store.sqlite import open_sqlite_store
 from ringhold.types import Mode
 
-ENGINES = ["memory", "sqlite"]
 NAME = b"uname"
 SOON_S = 10.0
 """For what must happen soon, on a machine however busy."""
@@ -58,22 +64,67 @@ class SkippingEnv(RealEnv):
         self.clock.hurried_ns += 10**12
 
 
+class UnaskedStore:
+    """A store that ends leases by itself, as etcd does, whatever it is asked."""
+
+    leases_end_unasked = True
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._ending = asyncio.create_task(self._end_leases())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def _end_leases(self) -> None:
+        while True:
+            await asyncio.sleep(UNASKED_S)
+            await self._store.expire_leases()
+
+    async def expire_leases(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        self._ending.cancel()
+        await asyncio.gather(self._ending, return_exceptions=True)
+        await self._store.close()
+
+
+async def open_unasked_store(name: str, env: RealEnv, *, create: bool) -> Store:
+    return cast("Store", UnaskedStore(await open_memory_store(name, env, create=create)))
+
+
+OPENERS: dict[str, Any] = {
+    "memory": open_memory_store,
+    "memory-unasked": open_unasked_store,
+    "sqlite": open_sqlite_store,
+    **{engine: etcd_opener(engine) for engine in ETCD_SERVERS},
+}
+EMBEDDED = ["memory", pytest.param("memory-unasked", marks=pytest.mark.long), "sqlite"]
+ENGINES = [*EMBEDDED, *ETCD]
+ENGINES_OF_SLOW_TESTS = [*EMBEDDED, *ETCD_OF_THREE]
+UNASKED_S = 0.5
+"""How often a store that ends leases by itself does so."""
+
+
 class Meddler:
     """Passes calls on to a store. `at_call` is called before and after each of them."""
 
     def __init__(self, store: Store):
         self._store = store
         self.commits = 0
+        self.calls: Counter[str] = Counter()
         self.at_call: Callable[[str, bool], Awaitable[None] | None] | None = None
         self.deaf = False
         """Whether letters get lost: nothing below a mailbox is told by a watch."""
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._store, name)
-        if name == "lease_until":
+        if name in ("lease_until", "leases_end_unasked"):
             return attribute
 
         async def call(*args: Any, **options: Any) -> Any:
+            self.calls[name] += 1
             await self._meddle(name, False)
             result = await attribute(*args, **options)
             self.commits += name == "commit"
@@ -88,6 +139,7 @@ class Meddler:
             await meddling
 
     async def watch(self, prefix: bytes, from_revision: int) -> AsyncIterator[Changes]:
+        self.calls["watch"] += 1
         async for changes in self._store.watch(prefix, from_revision):
             if not (self.deaf and prefix.startswith(MAILBOX)):
                 yield changes
@@ -138,6 +190,15 @@ class Party:
             while len(await self.locks.inquiries.waiters(raw)) != count:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
+    async def asked(self, raw: bytes = NAME) -> None:
+        """Until the session knows that another one wants its lock: whoever asks it for the lock
+        from now on stands behind that one."""
+        keeper: Any = self.locks.current
+        lock = keeper.locks[raw]
+        async with asyncio.timeout(SOON_S):
+            while all(owner != lock.gate for owner, _ in keeper.table.waiters(raw)):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
     async def die(self) -> None:
         """The store ends the session as if its process had been killed; it hears of it later."""
         state = self.session.current
@@ -157,9 +218,10 @@ class World:
         self.parties: list[Party] = []
 
     async def party(self, *, ttl_s: float = 10.0) -> Party:
-        env = self.parties[0].env if self.parties else SkippingEnv()
-        opener = open_sqlite_store if self.engine == "sqlite" else open_memory_store
-        store = await opener(self._place, env, create=not self.parties)
+        # Where the store has a clock of its own, skipping time concerns one process alone.
+        shared = self.parties and self.engine not in ETCD_SERVERS
+        env = self.parties[0].env if shared else SkippingEnv()
+        store = await OPENERS[self.engine](self._place, env, create=not self.parties)
         self.parties.append(Party(store, env, ttl_s))
         return self.parties[-1]
 
@@ -168,9 +230,13 @@ class World:
 
     async def assert_free(self, raw: bytes = NAME) -> None:
         """Nobody holds or awaits the lock, nothing of a request is left, anybody can have it."""
-        for party in self.parties:
-            assert await party.locks.inquiries.holders(raw) == []
-            assert await party.locks.inquiries.waiters(raw) == []
+        async with asyncio.timeout(SOON_S):
+            for party in self.parties:
+                # A session that is slow to answer is told of as if it held the lock.
+                while await party.locks.inquiries.holders(raw):
+                    pass
+                while await party.locks.inquiries.waiters(raw):
+                    pass
         await self.parties[0].queued(0, raw)
         for mode in ("exclusive", "shared", "exclusive"):
             for party in self.parties:

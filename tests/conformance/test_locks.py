@@ -178,7 +178,7 @@ def test_a_newcomer_passes_nobody(run: Any) -> None:
         # Of another session, which would not wait; and of the holder's own, which does.
         with pytest.raises(LockTimeout):
             await c.acquire(1, 0)
-        await asyncio.sleep(0.05)
+        await a.asked()
         own = a.start(2)
         await a.waiting(2)
         await holder.release()
@@ -312,8 +312,7 @@ def test_a_broken_lock_is_lost(run: Any, contended: bool) -> None:
         waiter = b.start(5) if contended else None
         if waiter is not None:
             await b.queued(1)
-            # By now the holder's session knows that it is asked for the lock.
-            await asyncio.sleep(0.05)
+            await a.asked()
         told: list[object] = []
         grant.on_lost(told.append)
         assert await b.locks.inquiries.break_(NAME)
@@ -386,7 +385,7 @@ def test_who_was_granted_while_the_lock_was_broken_does_not_hold_it(run: Any) ->
         grant = await a.acquire(1)
         asked = b.start(1)
         await b.queued(1)
-        await asyncio.sleep(0.05)
+        await a.asked()
         # Stands behind the gate, which opens once more before the session sees that it is late.
         behind = a.start(2)
         await a.waiting(2)

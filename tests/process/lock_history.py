@@ -77,6 +77,19 @@ def parse_increments(text: str) -> list[Increment]:
     return [Increment(*map(int, line.split())) for line in text.splitlines()]
 
 
+def hand_overs(grants: Iterable[Held]) -> list[Held]:
+    """The exclusive grants for which their lock went from one worker to another, in the order of
+    their tokens for each lock. Nobody has such a grant at hand: each took a commit."""
+    found: list[Held] = []
+    last: dict[str, int] = {}
+    for held in sorted((each for each in grants if each.exclusive), key=lambda each: each.token):
+        worker = held.holder[0]
+        if last.setdefault(held.name, worker) != worker:
+            found.append(held)
+        last[held.name] = worker
+    return found
+
+
 def violations(grants: Sequence[Held], stops: Sequence[Stop] = (), ttl_s: float = 0) -> list[str]:
     """Everything that the promises of locks exclude; empty for a history that keeps them."""
     by_name: dict[str, list[Held]] = defaultdict(list)

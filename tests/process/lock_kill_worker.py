@@ -1,8 +1,9 @@
 """A process that takes locks for ever, and does fenced work under them until it is killed.
 
-``lock_kill_worker.py DIRECTORY NOTES NUMBER SESSION_TTL SHARED``: NOTES is a folder with the log
-of all workers and one counter per lock, NUMBER this worker's own, SHARED the share of grants
-that are shared, from 0 to 1. Each line of the log is one write; `lock_history` reads them.
+``lock_kill_worker.py CLUSTER NOTES NUMBER SESSION_TTL SHARED HOLD``: CLUSTER is a directory or
+URL, NOTES a folder with the log of all workers and one counter per lock, NUMBER this worker's own,
+SHARED the share of grants that are shared, from 0 to 1, HOLD for how many seconds some are held.
+Each line of the log is one write; `lock_history` reads them.
 
 A counter is a resource outside of the store that knows nothing of locks but tokens: it serves
 one request at a time (flock(2)), and shows the token to the fence before it does. A client reads
@@ -24,10 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import ringhold
-from ringhold.errors import LockLost, LockTimeout, SessionExpired, StaleToken, StoreUnavailable
+from ringhold.errors import (
+    LockLost,
+    LockTimeout,
+    OutcomeUnknown,
+    SessionExpired,
+    StaleToken,
+    StoreUnavailable,
+)
 
 NAMES = ("a", "b", "c", "d")
 THREADS = 2
+FAILURES = (LockTimeout, LockLost, SessionExpired, StoreUnavailable, OutcomeUnknown)
 
 
 def now_ns() -> int:
@@ -63,10 +72,19 @@ class Counter:
 
 
 class Worker:
-    def __init__(self, directory: str, notes: Path, number: int, session_ttl: float, shared: float):
-        self.cluster = ringhold.open(directory, create=False, session_ttl=session_ttl)
+    def __init__(
+        self,
+        url: str,
+        notes: Path,
+        number: int,
+        session_ttl: float,
+        shared: float,
+        hold_s: float,
+    ):
+        self.cluster = ringhold.open(url, create=False, session_ttl=session_ttl)
         self.number = number
         self.shared = shared
+        self.hold_s = hold_s
         self.log = os.open(notes / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self.grants = itertools.count()
         self.counters = {
@@ -98,14 +116,17 @@ class Worker:
                 self.alive(grant, number)
                 if chance.random() < 0.5:
                     value = self.counters[name].read(grant.token)
-                time.sleep(chance.choice((0, 0, 0.002)))
+                time.sleep(chance.choice((0, 0, self.hold_s)))
                 self.alive(grant, number)
                 if value is not None and mode == "exclusive":
+                    self.counters[name].set(grant.token, value + 1)
                     value += 1
-                    self.counters[name].set(grant.token, value)
             except StaleToken:
                 # The fence knows of a later grant: that this one is lost is found below.
                 self.note("stale", number)
+            except (StoreUnavailable, OutcomeUnknown) as error:
+                # Then the counter did nothing. The grant may live on all the same.
+                self.note("failed", -1, type(error).__name__)
             asked_ns = now_ns()
             grant.release()
             self.note("alive", number, asked_ns)
@@ -128,7 +149,7 @@ class Worker:
         while True:
             try:
                 self.work(chance)
-            except (LockTimeout, LockLost, SessionExpired, StoreUnavailable) as error:
+            except FAILURES as error:
                 # A store that a stopped process holds up, or a session that ended meanwhile.
                 self.note("failed", -1, type(error).__name__)
 
@@ -142,8 +163,9 @@ class Worker:
             os._exit(3)
 
 
-def main(directory: str, notes: str, number: str, session_ttl: str, shared: str) -> None:
-    worker = Worker(directory, Path(notes), int(number), float(session_ttl), float(shared))
+def main(url: str, notes: str, number: str, session_ttl: str, shared: str, hold: str) -> None:
+    ttl_s, hold_s = float(session_ttl), float(hold)
+    worker = Worker(url, Path(notes), int(number), ttl_s, float(shared), hold_s)
     threads = [threading.Thread(target=worker.run, args=(n,)) for n in range(THREADS)]
     for thread in threads:
         thread.start()

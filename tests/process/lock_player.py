@@ -1,4 +1,5 @@
-"""A process that does with locks what it is told: ``lock_player.py DIRECTORY SESSION_TTL``.
+"""A process that does with locks what it is told: ``lock_player.py CLUSTER SESSION_TTL``, with the
+directory or URL of the cluster.
 
 Each line of its input is a JSON object ``{"do": WHAT, …}``, answered by one JSON line: what came
 of it, or ``{"error": CLASS, "text": …}``. Times are nanoseconds of CLOCK_BOOTTIME, which all
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,11 +23,85 @@ def now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+class Observer:
+    """Notes when a holder learned of its loss, in each of the ways in which it is told.
+
+    `held_ns`: asked at this moment the grant was still held. The others are 0 until it is lost:
+    a check failed, the event was set, the callback was called. A check that fails also sets the
+    event; a holder that does not ask (`asks`) is told all the same.
+    """
+
+    def __init__(self, grant: Any, asks: bool):
+        self._moments = dict.fromkeys(["event_ns", "callback_ns"], 0)
+        if asks:
+            self._moments |= {"held_ns": 0, "check_ns": 0}
+        self._grant = grant
+        self._lost = threading.Semaphore(0)
+        grant.on_lost(self._called)
+        for watching in (self._check, self._wait) if asks else (self._wait,):
+            threading.Thread(target=watching, daemon=True).start()
+
+    def _called(self, grant: Any) -> None:
+        self._moments["callback_ns"] = now_ns()
+        self._lost.release()
+
+    def _check(self) -> None:
+        while not self._moments["check_ns"]:
+            asked_ns = now_ns()
+            try:
+                self._grant.check()
+            except ringhold.LockLost:
+                self._moments["check_ns"] = now_ns()
+            except ringhold.NotOwned:
+                return
+            else:
+                self._moments["held_ns"] = asked_ns
+                time.sleep(0.002)
+        self._lost.release()
+
+    def _wait(self) -> None:
+        self._grant.lost.wait()
+        self._moments["event_ns"] = now_ns()
+        self._lost.release()
+
+    def told(self, timeout: float) -> dict[str, int]:
+        """After it was told in every way, or `timeout` seconds each."""
+        for _ in range(3 if "check_ns" in self._moments else 2):
+            if not self._lost.acquire(timeout=timeout):
+                break
+        return dict(self._moments)
+
+
+class Attempt:
+    """A put on a thread of its own."""
+
+    def __init__(self, cluster: ringhold.Cluster, key: str, value: str):
+        self.outcome: dict[str, Any] | None = None
+        self._cluster = cluster
+        self._put = key, value.encode()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._cluster.kv.put(*self._put)
+        except Exception as error:
+            self.outcome = {"outcome": type(error).__name__, "ended": now_ns()}
+        else:
+            self.outcome = {"outcome": "done", "ended": now_ns()}
+
+    def result(self, timeout: float) -> dict[str, Any]:
+        self._thread.join(timeout)
+        return self.outcome or {"outcome": "none yet"}
+
+
 class Player:
     def __init__(self, cluster: ringhold.Cluster):
         self.cluster = cluster
         self.grants: dict[str, Any] = {}
         self.contexts: dict[str, contextlib.ExitStack] = {}
+        self.observers: dict[str, Observer] = {}
+        self.attempts: dict[str, Attempt] = {}
 
     def acquire(self, name: str, mode: str = "exclusive", timeout: float = -1) -> dict[str, Any]:
         """The token, or None after the timeout."""
@@ -53,6 +129,27 @@ class Player:
     def told_of_loss(self, name: str, timeout: float) -> dict[str, Any]:
         """Whether the grant's event of the loss is set within `timeout` seconds."""
         return {"lost": self.grants[name].lost.wait(timeout)}
+
+    def observe(self, name: str, asks: bool = True) -> dict[str, Any]:
+        """Looks after the grant from now on, without stopping."""
+        self.observers[name] = Observer(self.grants[name], asks)
+        return {}
+
+    def observed(self, name: str, timeout: float = 0) -> dict[str, Any]:
+        return dict(self.observers[name].told(timeout))
+
+    def attempt(self, key: str, value: str = "") -> dict[str, Any]:
+        """Begins a put, and goes on."""
+        self.attempts[key] = Attempt(self.cluster, key, value)
+        return {"began": now_ns()}
+
+    def attempted(self, key: str, timeout: float = 0) -> dict[str, Any]:
+        return self.attempts[key].result(timeout)
+
+    def phase(self) -> dict[str, Any]:
+        """What the session may be relied on for just now."""
+        state = self.cluster._cluster._session.current
+        return {"phase": "none" if state is None else state.state.value}
 
     def guarded(self, name: str, key: str, value: str) -> dict[str, Any]:
         """A put that holds only under the grant of `name`."""
@@ -108,8 +205,8 @@ def answers(player: Player, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             yield {"error": type(error).__name__, "text": str(error)}
 
 
-def main(directory: str, session_ttl: str) -> None:
-    with ringhold.open(directory, create=False, session_ttl=float(session_ttl)) as cluster:
+def main(url: str, session_ttl: str) -> None:
+    with ringhold.open(url, create=False, session_ttl=float(session_ttl)) as cluster:
         print(json.dumps({"ready": True}), flush=True)
         for answer in answers(Player(cluster), iter(sys.stdin.readline, "")):
             print(json.dumps(answer), flush=True)

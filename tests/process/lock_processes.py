@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ import pytest
 HERE = Path(__file__).parent
 FLOCK = struct.Struct("hhqqi4x")
 PID = struct.Struct("<Q")
+Start = Callable[..., "subprocess.Popen[Any]"]
 
 
 def now_ns() -> int:
@@ -86,10 +88,6 @@ def pause_in_commit(pid: int, directory: Path, timeout_s: float = 30) -> None:
     _pause_where(pid, lambda: in_commit(pid, directory), timeout_s)
 
 
-def pause_outside_commit(pid: int, directory: Path, timeout_s: float = 30) -> None:
-    _pause_where(pid, lambda: not in_commit(pid, directory), timeout_s)
-
-
 def _pause_where(pid: int, there: Callable[[], bool], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
@@ -105,15 +103,37 @@ def resume(pid: int) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a cluster is. `directory`: None for one in etcd, whose commits nobody holds up by
+    standing still."""
+
+    url: str
+    directory: Path | None = None
+
+    def in_commit(self, pid: int) -> bool:
+        return self.directory is not None and in_commit(pid, self.directory)
+
+    def committing(self) -> int:
+        return 0 if self.directory is None else committing(self.directory)
+
+    def pause_outside_commit(self, pid: int) -> None:
+        _pause_where(pid, lambda: not self.in_commit(pid), timeout_s=30)
+
+
+def place_in(directory: Path) -> Place:
+    return Place(str(directory), directory)
+
+
 # Players
 
 
 class Remote:
     """A player (`lock_player.py`) and its answers."""
 
-    def __init__(self, directory: Path, session_ttl: float):
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "lock_player.py"), str(directory), str(session_ttl)],
+    def __init__(self, url: str | Path, session_ttl: float, start: Start = subprocess.Popen):
+        self.process = start(
+            [sys.executable, str(HERE / "lock_player.py"), str(url), str(session_ttl)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -158,10 +178,11 @@ class Remote:
 
 
 @contextmanager
-def players(directory: Path, count: int, *, session_ttl: float = 10.0) -> Iterator[list[Remote]]:
+def players(place: str | Path, count: int, *, session_ttl: float = 10.0) -> Iterator[list[Remote]]:
+    """place: the cluster's directory or URL"""
     started: list[Remote] = []
     try:
-        started.extend(Remote(directory, session_ttl) for _ in range(count))
+        started.extend(Remote(place, session_ttl) for _ in range(count))
         for player in started:
             assert player.answer() == {"ready": True}
         yield started

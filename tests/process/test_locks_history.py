@@ -11,6 +11,7 @@ from lock_history import (
     Increment,
     Stop,
     counter_violations,
+    hand_overs,
     parse,
     parse_increments,
     violations,
@@ -142,6 +143,14 @@ def test_a_log_is_read_as_it_was_written() -> None:
         Held((1, 0), "a", 3, True, 10, 20),
         Held((2, 0), "b", 4, False, 11, 0, lost=True),
     ]
+
+
+def test_locks_that_go_to_another_worker_are_told_apart_from_those_that_stay() -> None:
+    stays = [held(1, 3, 10, 20), held(1, 5, 21, 30), held(2, 6, 25, 26, exclusive=False)]
+    goes = held(3, 7, 31, 31)
+    elsewhere = held(2, 9, 32, 33, name="b")
+    assert hand_overs(stays) == []
+    assert hand_overs([goes, *stays, elsewhere]) == [goes]
 
 
 def test_a_counter_s_increments_follow_each_other() -> None:

@@ -5,23 +5,26 @@ commit costs nobody else anything but the time.
 Method: a player (`lock_player`) holds a lock and a file's lock and is stopped with SIGSTOP,
 outside of a commit; its next order already waits for it when it goes on, so that its own code
 runs before any timer. Meanwhile somebody takes the lock over, or only uses the store, or nobody
-does anything at all.
+does anything at all. In a directory and on etcd, where nobody can stand inside a commit.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from etcd_engines import etcd_url
 from lock_processes import (
+    Place,
     Remote,
     committing,
     in_commit,
     now_ns,
     pause_in_commit,
-    pause_outside_commit,
+    place_in,
     players,
     resume,
     state,
@@ -30,15 +33,17 @@ from lock_processes import (
 
 import ringhold
 
-TTL_S = 1.2
-STOP_S = TTL_S * 1.3
+TTL_S = {"directory": 1.2, "etcd-3.5": 2.0, "etcd-3.4-of-three": 2.0}
+STOP_PER_TTL = 1.3
 REFUSALS = {"LockLost", "StaleToken"}
 
+_names = itertools.count()
 
-def stand_still(holder: Remote, cluster: ringhold.Cluster, meanwhile: str) -> int:
+
+def stand_still(holder: Remote, cluster: ringhold.Cluster, meanwhile: str, stop_s: float) -> int:
     """The holder, stopped already, stays so beyond its TTL; the token of who took over, or 0."""
     assert state(holder.pid) == "T"
-    end_ns = now_ns() + int(STOP_S * 1e9)
+    end_ns = now_ns() + int(stop_s * 1e9)
     token = 0
     if meanwhile == "taken over":
         grant = cluster.lock("held", timeout=20).acquire()
@@ -55,30 +60,67 @@ def stand_still(holder: Remote, cluster: ringhold.Cluster, meanwhile: str) -> in
     return token
 
 
+@pytest.fixture(
+    params=[
+        "directory",
+        "etcd-3.5",
+        pytest.param("etcd-3.4-of-three", marks=pytest.mark.system),
+    ]
+)
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[ringhold.Cluster]:
-    with ringhold.create(str(tmp_path / "c")) as made:
+def place(engine: str, tmp_path: Path) -> Place:
+    if engine == "directory":
+        return place_in(tmp_path / "c")
+    return Place(etcd_url(engine, f"stopped-{next(_names)}"))
+
+
+@pytest.fixture
+def stop_s(engine: str) -> float:
+    return TTL_S[engine] * STOP_PER_TTL
+
+
+@pytest.fixture
+def cluster(place: Place) -> Iterator[ringhold.Cluster]:
+    with ringhold.create(place.url) as made:
         made.fs.pipe_file("/f", b"before")
         yield made
 
 
 @pytest.fixture
-def pair(cluster: ringhold.Cluster, tmp_path: Path) -> Iterator[list[Remote]]:
-    with players(tmp_path / "c", 2, session_ttl=TTL_S) as started:
+def holder(cluster: ringhold.Cluster, place: Place, engine: str) -> Iterator[Remote]:
+    with players(place.url, 1, session_ttl=TTL_S[engine]) as started:
+        yield started[0]
+
+
+@pytest.fixture
+def pair(cluster: ringhold.Cluster, place: Place, engine: str) -> Iterator[list[Remote]]:
+    with players(place.url, 2, session_ttl=TTL_S[engine]) as started:
         yield started
 
 
-MEANWHILE = pytest.mark.parametrize("meanwhile", ["taken over", "store used", "nothing"])
+MEANWHILE = pytest.mark.parametrize(
+    ("engine", "meanwhile"),
+    [
+        *itertools.product(["directory", "etcd-3.5"], ["taken over", "store used", "nothing"]),
+        pytest.param("etcd-3.4-of-three", "taken over", marks=pytest.mark.system),
+        pytest.param("etcd-3.4-of-three", "store used", marks=pytest.mark.long),
+        pytest.param("etcd-3.4-of-three", "nothing", marks=pytest.mark.long),
+    ],
+)
 
 
 @MEANWHILE
 def test_its_next_check_says_so(
-    cluster: ringhold.Cluster, pair: list[Remote], tmp_path: Path, meanwhile: str
+    cluster: ringhold.Cluster, holder: Remote, place: Place, stop_s: float, meanwhile: str
 ) -> None:
-    directory, holder = tmp_path / "c", pair[0]
     token = holder.ask("acquire", name="held")["token"]
-    pause_outside_commit(holder.pid, directory)
-    later = stand_still(holder, cluster, meanwhile)
+    place.pause_outside_commit(holder.pid)
+    later = stand_still(holder, cluster, meanwhile, stop_s)
     assert later == 0 or later > token
     holder.tell("check", name="held")
     resume(holder.pid)
@@ -95,14 +137,18 @@ def test_its_next_check_says_so(
 @MEANWHILE
 @pytest.mark.parametrize("first", ["check", "guarded"])
 def test_its_guarded_commit_is_refused(
-    cluster: ringhold.Cluster, pair: list[Remote], tmp_path: Path, meanwhile: str, first: str
+    cluster: ringhold.Cluster,
+    holder: Remote,
+    place: Place,
+    stop_s: float,
+    meanwhile: str,
+    first: str,
 ) -> None:
-    directory, holder = tmp_path / "c", pair[0]
     put = {"name": "held", "key": "guarded", "value": "stale"}
     holder.ask("acquire", name="held")
     holder.ask("guarded", **put | {"value": "fresh"})
-    pause_outside_commit(holder.pid, directory)
-    stand_still(holder, cluster, meanwhile)
+    place.pause_outside_commit(holder.pid)
+    stand_still(holder, cluster, meanwhile, stop_s)
     holder.tell(first, **put if first == "guarded" else {"name": "held"})
     resume(holder.pid)
     assert holder.answer().get("error") in REFUSALS
@@ -112,13 +158,12 @@ def test_its_guarded_commit_is_refused(
 
 @MEANWHILE
 def test_its_write_to_a_locked_file_is_refused(
-    cluster: ringhold.Cluster, pair: list[Remote], tmp_path: Path, meanwhile: str
+    cluster: ringhold.Cluster, holder: Remote, place: Place, stop_s: float, meanwhile: str
 ) -> None:
-    directory, holder = tmp_path / "c", pair[0]
     holder.ask("lock_file", path="/f")
     holder.ask("write_file", path="/f", value="held")
-    pause_outside_commit(holder.pid, directory)
-    stand_still(holder, cluster, meanwhile)
+    place.pause_outside_commit(holder.pid)
+    stand_still(holder, cluster, meanwhile, stop_s)
     holder.tell("write_file", path="/f", value="stale")
     resume(holder.pid)
     assert holder.answer().get("error") == "LockLost"
@@ -128,12 +173,12 @@ def test_its_write_to_a_locked_file_is_refused(
 
 
 def test_a_fence_refuses_its_token_once_a_later_one_was_shown(
-    cluster: ringhold.Cluster, pair: list[Remote], tmp_path: Path
+    cluster: ringhold.Cluster, pair: list[Remote], place: Place
 ) -> None:
-    directory, (holder, later) = tmp_path / "c", pair
+    holder, later = pair
     first = holder.ask("acquire", name="held")["token"]
     holder.ask("admit", name="held")
-    pause_outside_commit(holder.pid, directory)
+    place.pause_outside_commit(holder.pid)
     assert state(holder.pid) == "T"
     assert later.ask("acquire", name="held", timeout=20)["token"] > first
     later.ask("admit", name="held")
@@ -146,10 +191,13 @@ def test_a_fence_refuses_its_token_once_a_later_one_was_shown(
         cluster.fence("held").admit(first)
 
 
+@pytest.mark.parametrize("engine", ["directory"])
 def test_a_stop_inside_a_commit_loses_nobody_s_lock(
-    cluster: ringhold.Cluster, pair: list[Remote], tmp_path: Path
+    cluster: ringhold.Cluster, pair: list[Remote], place: Place, engine: str
 ) -> None:
-    directory, (bystander, stopped) = tmp_path / "c", pair
+    bystander, stopped = pair
+    directory = place.directory
+    assert directory is not None
     token = bystander.ask("acquire", name="held")["token"]
     stopped.tell("commit_for_ever")
     until(lambda: cluster.kv.get("busy"), "a commit")
@@ -157,11 +205,13 @@ def test_a_stop_inside_a_commit_loses_nobody_s_lock(
     assert state(stopped.pid) == "T"
     assert in_commit(stopped.pid, directory)
     assert committing(directory) != 0
-    end_ns = now_ns() + int(TTL_S * 2.5e9)
+    end_ns = now_ns() + int(TTL_S[engine] * 2.5e9)
     until(lambda: now_ns() >= end_ns, "the end of the stop")
     resume(stopped.pid)
     cluster.kv["after"] = b"1"
-    assert cluster.lock("held").acquire(timeout=TTL_S) is None, "it was taken from its holder"
+    assert cluster.lock("held").acquire(timeout=TTL_S[engine]) is None, (
+        "it was taken from its holder"
+    )
     assert bystander.ask("told_of_loss", name="held", timeout=0) == {"lost": False}
     bystander.ask("check", name="held")
     bystander.ask("guarded", name="held", key="guarded", value="1")

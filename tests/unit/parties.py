@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from etcd_engines import ETCD, ETCD_SERVERS, etcd_opener
+
 from ringhold.env import RealClock, RealEnv
 from ringhold.locks.session import Session
 from ringhold.locks.slot_grants import SlotService
@@ -19,7 +21,12 @@ from ringhold.store.keyspace import ELECTION, SEMAPHORE
 from ringhold.store.memory import open_memory_store
 from ringhold.store.sqlite import open_sqlite_store
 
-ENGINES = ["memory", "sqlite"]
+OPENERS: dict[str, Any] = {
+    "memory": open_memory_store,
+    "sqlite": open_sqlite_store,
+    **{engine: etcd_opener(engine) for engine in ETCD_SERVERS},
+}
+ENGINES = ["memory", "sqlite", *ETCD]
 _names = itertools.count()
 
 
@@ -75,8 +82,7 @@ class World:
 
     async def party(self) -> Party:
         env = self.parties[0].env if self.parties else SkippingEnv()
-        opener = open_sqlite_store if self._engine == "sqlite" else open_memory_store
-        store = await opener(self._place, env, create=not self.parties)
+        store = await OPENERS[self._engine](self._place, env, create=not self.parties)
         self.parties.append(Party(store, env))
         return self.parties[-1]
 

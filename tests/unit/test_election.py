@@ -191,7 +191,7 @@ def test_giving_up_at_any_point_leaves_nothing_behind(run: Any, contended: bool)
             await slots.close()
             if not store.struck:
                 break
-        assert points >= (10 if contended else 4)
+        assert points >= (8 if contended else 4)
 
     run(test)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_engines import ETCD_ABOVE, cluster_at, undisturbed
 
 import ringhold
 from ringhold.errors import Closed, InvalidInput, StaleToken
@@ -26,14 +27,20 @@ _names = itertools.count()
 TOKEN_END = 1 << 63
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"memory://fence{next(_names)}" if request.param == "memory" else str(tmp_path / "c")
+@pytest.fixture(params=["memory", "sqlite", *ETCD_ABOVE])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
+    return cluster_at(request.param, f"fence{next(_names)}", tmp_path)
 
 
 @pytest.fixture
-def cluster(url: str) -> Iterator[ringhold.Cluster]:
-    with ringhold.create(url) as made:
+def url(where: tuple[str, dict[str, Any]]) -> str:
+    return where[0]
+
+
+@pytest.fixture
+def cluster(where: tuple[str, dict[str, Any]]) -> Iterator[ringhold.Cluster]:
+    url, options = where
+    with ringhold.create(url, **options) as made:
         yield made
 
 
@@ -83,18 +90,22 @@ def test_a_shared_token_raises_the_bar_for_nobody(cluster: ringhold.Cluster) -> 
 
 
 def test_only_a_growing_exclusive_token_writes(cluster: ringhold.Cluster) -> None:
-    fence = cluster.fence("x")
-    fence.admit(7)
+    names = itertools.count()
 
     async def revision() -> int:
         return await cluster._cluster.kv.revision()
 
-    before = cluster._bridge.run(revision())
-    for token in (7, 8, 100, 7):
-        fence.admit(token)
-    assert cluster._bridge.run(revision()) == before
-    fence.admit(9)
-    assert cluster._bridge.run(revision()) == before + 1
+    def one_write() -> bool:
+        fence = cluster.fence(f"x{next(names)}")
+        fence.admit(7)
+        before = cluster._bridge.run(revision())
+        for token in (7, 8, 100, 7):
+            fence.admit(token)
+        between = cluster._bridge.run(revision())
+        fence.admit(9)
+        return (between, cluster._bridge.run(revision())) == (before, before + 1)
+
+    assert undisturbed(cluster.url, one_write)
 
 
 def test_what_was_admitted_outlives_the_cluster_object(tmp_path: Path) -> None:

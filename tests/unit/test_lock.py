@@ -15,9 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_engines import ETCD_ABOVE, cluster_at
 from threads import in_thread
 
 import ringhold
@@ -33,9 +35,10 @@ from ringhold.errors import (
 _names = itertools.count()
 
 
-@pytest.fixture
-def cluster() -> Iterator[ringhold.Cluster]:
-    with ringhold.create(f"memory://lock{next(_names)}") as made:
+@pytest.fixture(params=["memory", *ETCD_ABOVE])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ringhold.Cluster]:
+    url, options = cluster_at(request.param, f"lock{next(_names)}", tmp_path)
+    with ringhold.create(url, **options) as made:
         yield made
 
 

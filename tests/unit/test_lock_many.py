@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_engines import ETCD_ABOVE, cluster_at
 from threads import in_thread
 
 import ringhold
@@ -38,14 +39,20 @@ _names = itertools.count()
 WAIT_S = 20
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"memory://many{next(_names)}" if request.param == "memory" else str(tmp_path / "c")
+@pytest.fixture(params=["memory", "sqlite", *ETCD_ABOVE])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
+    return cluster_at(request.param, f"many{next(_names)}", tmp_path)
 
 
 @pytest.fixture
-def cluster(url: str) -> Iterator[ringhold.Cluster]:
-    with ringhold.create(url) as made:
+def url(where: tuple[str, dict[str, Any]]) -> str:
+    return where[0]
+
+
+@pytest.fixture
+def cluster(where: tuple[str, dict[str, Any]]) -> Iterator[ringhold.Cluster]:
+    url, options = where
+    with ringhold.create(url, **options) as made:
         yield made
 
 

@@ -56,7 +56,7 @@ class SessionLocks(Keeper):
             return False
         now = self._env.clock.monotonic_ns
         end_ns = None if timeout_s is None else now() + int(timeout_s * 1e9)
-        waiter = self._threads[key] = ThreadWaiter()
+        waiter = self._threads[key] = ThreadWaiter(now())
         try:
             granted = bool(self.table.request(*key, mode))
             while not (granted or self._ended or lock.dead):
@@ -104,7 +104,7 @@ class SessionLocks(Keeper):
             if not granted and not patient and self._in_the_way(lock, mode):
                 raise LockTimeout("the lock is held or awaited")
             if not granted and not self.table.request(*key, mode):
-                await self._wait(lock, Waiter(self._new_future(), mode, patient, False), key)
+                await self._wait(lock, self._waiter(mode, patient, False), key)
             found = self.locks.get(key[0])
             if found is None or not self._has(key, mode):
                 continue  # The lock was taken from the session before this task ran again.
@@ -153,7 +153,7 @@ class SessionLocks(Keeper):
         lock.stop = True
         lock.wake.set()
         if not self.table.request(*key, EXCLUSIVE):
-            await self._wait(lock, Waiter(self._new_future(), EXCLUSIVE, True, True), key)
+            await self._wait(lock, self._waiter(EXCLUSIVE, True, True), key)
         if self.locks.get(key[0]) is not lock:
             raise LockLost("the lock was broken")
         self.release(*key)  # It counted as an acquisition; the mode stays.
@@ -164,8 +164,9 @@ class SessionLocks(Keeper):
         self._deliver(self.table.downgrade(*key, SHARED))
         return self.locks[key[0]]
 
-    def _new_future(self) -> asyncio.Future[None]:
-        return self._loop.create_future()
+    def _waiter(self, mode: Mode, patient: bool, upgrade: bool) -> Waiter:
+        future: asyncio.Future[None] = self._loop.create_future()
+        return Waiter(self._env.clock.monotonic_ns(), future, mode, patient, upgrade)
 
     async def _wait(self, lock: CachedLock, waiter: Waiter, key: Key) -> None:
         self._waiting[key] = waiter
@@ -226,10 +227,12 @@ class SessionLocks(Keeper):
             asleep.wake()
         for task in self._tasks.values():
             task.cancel()
+        self.deadlocks.end()
 
     async def ended(self) -> None:
         """Waits until nothing is done in the store any more; to be called after `end`."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self.deadlocks.ended()
 
     async def drop_delays(self) -> None:
         """To be called after `ended`, before a session ends that was not lost."""

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ringhold.env import Env
 from ringhold.errors import Conflict, DeadlockError, OutcomeUnknown, SessionExpired
 from ringhold.locks.cached_lock import Broken, CachedLock, Demand, Refused
+from ringhold.locks.following import LOOK_S, Following
 from ringhold.locks.keys import (
     EXCLUSIVE,
+    PARTIES_MAX,
     SHARED,
     DelayRecord,
     HolderRecord,
@@ -37,6 +39,7 @@ from ringhold.locks.keys import (
     last_base,
     look_letter,
     read_lock,
+    served_together,
 )
 from ringhold.locks.session import SessionState
 from ringhold.store.base import Born, Compare, Empty, NoneBornAfter, Put, Store, Unchanged
@@ -44,14 +47,17 @@ from ringhold.store.repeat import commit_sure
 from ringhold.types import Entry, Mode
 
 TICK_S = 0.04
-"""How often a waiting session looks for holders that died and letters that were lost."""
+"""How often a waiting session looks for holders that died and letters that were lost, if the
+store does not end leases by itself."""
 
 REMIND_S = 1.0
 """How often it asks the holders again."""
 
 
 class Claims:
-    def __init__(self, store: Store, env: Env, state: SessionState):
+    """`queued` is told whenever the session has joined a queue."""
+
+    def __init__(self, store: Store, env: Env, state: SessionState, queued: Callable[[], None]):
         self._store = store
         self._env = env
         self._state = state
@@ -59,6 +65,8 @@ class Claims:
         opener = state.record
         self._pid, self._host = opener.pid, opener.host
         self._expired_ns = 0
+        self._queued = queued
+        self._unasked = store.leases_end_unasked
 
     # Getting it
 
@@ -75,6 +83,10 @@ class Claims:
             except Conflict:
                 lock.wanted = None  # Somebody is there, if he lives: see who.
                 await self._expire_others()
+        async with self._following(lock) as following:
+            await self._fetch_queued(lock, demand, following)
+
+    async def _fetch_queued(self, lock: CachedLock, demand: Demand, following: Following) -> None:
         reminded_ns = 0
         while True:
             lock.wake.clear()
@@ -100,7 +112,7 @@ class Claims:
             if lock.mode is mode:
                 lock.wanted = self._first_other(state)
                 return  # Who wanted more has given up.
-            blockers = self._blockers(state, mode)
+            blockers, left_s = state.before(self._me, mode), LOOK_S
             if not blockers and state.delay is not None and not state.holders:
                 left_s = await self._delay_left_s(lock, state.delay)
                 if left_s <= 0 and await self._take_seen(lock, mode, state):
@@ -120,7 +132,9 @@ class Claims:
             if self._now() - reminded_ns > REMIND_S * 1e9:
                 reminded_ns = self._now()
                 await self._remind(lock, state.holders)
-            await self.tick(lock)
+            awaited = [lock.queued.key, *(blocker.key for blocker in blockers)]
+            following.await_end(awaited, state.revision)
+            await self._tick(lock, left_s)
 
     async def _delay_left_s(self, lock: CachedLock, entry: Entry) -> float:
         """How long to wait since the last holder disappeared without giving the lock back."""
@@ -134,20 +148,6 @@ class Claims:
 
     def _now(self) -> int:
         return self._env.clock.boottime_ns()
-
-    def _blockers(self, state: LockState, mode: Mode) -> list[Holding | Waiting]:
-        """Other sessions that have to go first."""
-        found: list[Holding | Waiting] = [
-            holding
-            for holding in state.holders
-            if holding.session != self._me and EXCLUSIVE in (mode, holding.mode)
-        ]
-        for waiting in state.queue:
-            if waiting.session == self._me:
-                break
-            if EXCLUSIVE in (mode, waiting.mode):
-                found.append(waiting)
-        return found
 
     async def _take_seen(self, lock: CachedLock, mode: Mode, state: LockState) -> bool:
         """Takes the lock as `state` shows it free; False when it has changed."""
@@ -203,7 +203,7 @@ class Claims:
         """
         if lock.queued is None:
             return True
-        letters = self._letters(lock, state.holders)
+        letters = self._letters(lock, state.holders[:PARTIES_MAX])
         try:
             await self._commit([lock.queued], letters, [lock.queued.key])
         except Conflict:
@@ -212,19 +212,21 @@ class Claims:
             await self._expect_other()
             return False
         lock.queued = None
+        await self._remind(lock, state.holders[PARTIES_MAX:])
         return True
 
     async def _enqueue(self, lock: CachedLock, mode: Mode, patient: bool, state: LockState) -> None:
         """Joins the queue and asks the holders; does nothing when they have changed."""
         others = [holding for holding in state.holders if holding.session != self._me]
-        compares: list[Compare] = [Born(holding.key, holding.since) for holding in others]
+        first = others[:PARTIES_MAX]
+        compares: list[Compare] = [Born(holding.key, holding.since) for holding in first]
         deletes = []
         if lock.mode is SHARED:
             # Its sharers here have finished, and others may be first.
             compares.append(lock.held(self._me))
             deletes.append(lock.keys.holder(SHARED, self._me))
         key = lock.keys.waiter(self._me)
-        puts = [self._waiter(key, mode, patient), *self._letters(lock, others)]
+        puts = [self._waiter(key, mode, patient), *self._letters(lock, first)]
         try:
             revision = await self._commit(compares, puts, deletes)
         except Conflict:
@@ -234,7 +236,12 @@ class Claims:
             return
         if lock.mode is SHARED:
             lock.mode = None
+        self._joined(lock, key, revision)
+        await self._remind(lock, others[PARTIES_MAX:])
+
+    def _joined(self, lock: CachedLock, key: bytes, revision: int) -> None:
         lock.queued = Born(key, revision)
+        self._queued()
 
     def _waiter(self, key: bytes, mode: Mode, patient: bool) -> Put:
         since_s = self._env.clock.wall()
@@ -249,11 +256,12 @@ class Claims:
         sessions = dict.fromkeys(each.session for each in to if each.session != self._me)
         return [Put(look_letter(each, lock.name), b"", each) for each in sessions]
 
-    async def _remind(self, lock: CachedLock, holders: Sequence[Holding]) -> None:
-        try:
-            await self._commit([], self._letters(lock, holders), [])
-        except SessionExpired:
-            await self._expect_other()
+    async def _remind(self, lock: CachedLock, to: Sequence[Holding | Waiting]) -> None:
+        for start in range(0, len(to), PARTIES_MAX):
+            try:
+                await self._commit([], self._letters(lock, to[start : start + PARTIES_MAX]), [])
+            except SessionExpired:
+                await self._expect_other()
 
     async def _check_session(self) -> None:
         """SessionExpired when the store does not know the session any more."""
@@ -271,17 +279,23 @@ class Claims:
         await self._check_session()
         await self._store.expire_leases()
 
-    async def tick(self, lock: CachedLock) -> None:
+    async def _tick(self, lock: CachedLock, look_s: float = LOOK_S) -> None:
         """Waits for news of the lock, then ends the leases of who died. SessionExpired."""
         self._state.check()
-        timer = asyncio.get_running_loop().call_later(TICK_S, lock.wake.set)
+        look_s = min(look_s, LOOK_S) if self._unasked else TICK_S
+        timer = asyncio.get_running_loop().call_later(look_s, lock.wake.set)
         try:
             await lock.wake.wait()
         finally:
             timer.cancel()
         await self._expire_others()
 
+    def _following(self, lock: CachedLock) -> Following:
+        return Following(self._store, lock.keys.prefix, lock.wake.set)
+
     async def _expire_others(self) -> None:
+        if self._unasked:
+            return
         now_ns = self._now()
         if now_ns - self._expired_ns > TICK_S * 0.9e9:
             self._expired_ns = now_ns
@@ -292,11 +306,16 @@ class Claims:
     async def upgrade(self, lock: CachedLock, demand: Demand) -> None:
         """From shared to exclusive, before all who wait; DeadlockError if another session is
         about to do the same."""
+        async with self._following(lock) as following:
+            await self._upgrade_queued(lock, demand, following)
+
+    async def _upgrade_queued(self, lock: CachedLock, demand: Demand, following: Following) -> None:
         queue_key = lock.keys.waiter(self._me, upgrade=True)
         reminded_ns = 0
         while True:
             lock.wake.clear()
             state = await self._own_state(lock)
+            lock.wanted = self._first_other(state)
             others = [holding for holding in state.holders if holding.session != self._me]
             if not others:
                 compares: list[Compare] = [lock.held(self._me)]
@@ -305,7 +324,6 @@ class Claims:
                     await self._take(lock, EXCLUSIVE, compares)
                 except Conflict:
                     continue
-                lock.wanted = self._first_other(state)
                 return
             if demand() is None:
                 if await self._leave_queue(lock, state):
@@ -320,13 +338,16 @@ class Claims:
             if self._now() - reminded_ns > REMIND_S * 1e9:
                 reminded_ns = self._now()
                 await self._remind(lock, others)
-            await self.tick(lock)
+            awaited = [lock.queued.key, *(holding.key for holding in others)]
+            following.await_end(awaited, state.revision)
+            await self._tick(lock)
 
     async def _enqueue_upgrade(
         self, lock: CachedLock, key: bytes, others: Sequence[Holding]
     ) -> None:
         compares: list[Compare] = [lock.held(self._me), lock.keys.nobody(b"q0")]
-        puts = [self._waiter(key, EXCLUSIVE, True), *self._letters(lock, others)]
+        letters = self._letters(lock, others[:PARTIES_MAX])
+        puts = [self._waiter(key, EXCLUSIVE, True), *letters]
         try:
             revision = await self._commit(compares, puts, [])
         except Conflict:
@@ -334,7 +355,8 @@ class Claims:
         except SessionExpired:
             await self._expect_other()
             return
-        lock.queued = Born(key, revision)
+        self._joined(lock, key, revision)
+        await self._remind(lock, others[PARTIES_MAX:])
 
     # Giving it back
 
@@ -412,11 +434,12 @@ class Claims:
         self, lock: CachedLock, state: LockState, demand: Demand, *, keep_shared: bool
     ) -> None:
         keys, own = lock.keys, lock.held(self._me)
-        next_ones = _next_ones([each for each in state.queue if each.session != self._me])
+        granted = served_together([each for each in state.queue if each.session != self._me])
+        granted, told = granted[:PARTIES_MAX], granted[PARTIES_MAX:]
         compares: list[Compare] = [own]
         deletes = [own.key, keys.delay, look_letter(self._me, lock.name)]
-        puts = self._letters(lock, next_ones)
-        for waiting in next_ones:
+        puts = self._letters(lock, granted)
+        for waiting in granted:
             compares.append(Born(waiting.key, waiting.since))
             deletes.append(waiting.key)
             record = waiting.record
@@ -435,7 +458,9 @@ class Claims:
             self._adopt(lock, SHARED, revision)
             lock.look = True  # For those who wait behind the sharers that were just let in.
         elif again is not None and again[1]:
-            lock.queued = Born(queue_key, revision)
+            self._joined(lock, queue_key, revision)
+        # Sharers with nobody exclusive before them: told to look, they take their shares.
+        await self._remind(lock, told)
 
     def _gave(self, lock: CachedLock) -> None:
         lock.mode, lock.wanted, lock.drop, lock.delay_s = None, None, False, 0.0
@@ -466,14 +491,3 @@ class Claims:
             # Nobody can say what is there; without its lease it will not stay.
             self._state.lose()
             raise
-
-
-def _next_ones(queue: Sequence[Waiting]) -> list[Waiting]:
-    """Who gets a lock that is given back: the first, and if that shares all sharers behind it."""
-    found = [queue[0]]
-    if queue[0].mode is SHARED:
-        for waiting in queue[1:]:
-            if waiting.mode is not SHARED:
-                break
-            found.append(waiting)
-    return found

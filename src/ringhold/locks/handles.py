@@ -83,7 +83,8 @@ class AsyncLock:
     ) -> AsyncGrant | None:
         """The grant, or None when it gave up. `timeout` in seconds, -1 for ever; the lock's own
         when not given. ValueError for a timeout with ``blocking=False``. DeadlockError when the
-        wait would never end, at once when this task holds the lock and it is not reentrant."""
+        wait would never end, at once when this task holds the lock and it is not reentrant.
+        StoreUnavailable when the store does not answer: nobody knows then who has the lock."""
         try:
             return await self.grant(wait_s(self.timeout, blocking, timeout))
         except LockTimeout:
@@ -244,7 +245,8 @@ class Lock:
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> Grant | None:
         """The grant, or None when it gave up. `timeout` in seconds, -1 for ever; the lock's own
         when not given. ValueError for a timeout with ``blocking=False``. DeadlockError when the
-        wait would never end, at once when this thread holds the lock and it is not reentrant."""
+        wait would never end, at once when this thread holds the lock and it is not reentrant.
+        StoreUnavailable when the store does not answer: nobody knows then who has the lock."""
         timeout_s = wait_s(self._lock.timeout, blocking, timeout)
         grant = self._at_hand()
         if grant is not None:

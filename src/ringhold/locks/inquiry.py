@@ -14,6 +14,7 @@ from ringhold.env import Env
 from ringhold.errors import Conflict, SessionExpired
 from ringhold.locks.cache import SessionLocks
 from ringhold.locks.keys import (
+    PARTIES_MAX,
     Holding,
     LockKeys,
     LockState,
@@ -133,13 +134,22 @@ class Inquiries:
         if not await self.holders(raw):
             return False
         keys = LockKeys.of(raw)
+        until = None
         while True:
             state = await read_lock(self._store, keys)
-            if not state.holders or await self._break(keys, state.holders):
-                if self._service.current is not None:
-                    await self._service.current.broken(raw)
-                return True
-            await self._store.expire_leases()
+            # Of more sharers than one commit takes, those who held it when the first were broken.
+            held = [each for each in state.holders if until is None or each.since <= until]
+            if not held:
+                break
+            if not await self._break(keys, held[:PARTIES_MAX]):
+                await self._store.expire_leases()
+            elif len(held) <= PARTIES_MAX:
+                break
+            elif until is None:
+                until = state.revision
+        if self._service.current is not None:
+            await self._service.current.broken(raw)
+        return True
 
     async def _break(self, keys: LockKeys, holders: Sequence[Holding]) -> bool:
         """False when the holders changed meanwhile."""

@@ -34,8 +34,10 @@ from ringhold.errors import (
 )
 from ringhold.locks.cached_lock import Broken, CachedLock, Refused
 from ringhold.locks.claims import Claims
+from ringhold.locks.deadlocks import PATIENCE_S, Deadlocks
 from ringhold.locks.keys import EXCLUSIVE, SHARED
 from ringhold.locks.session import SessionState
+from ringhold.locks.waits import HeldUp, LocalWaits, OwnerWait
 from ringhold.owner import next_owner
 from ringhold.store.base import Store
 from ringhold.types import Mode, TableGrant, encode_name
@@ -65,21 +67,32 @@ Step = Callable[[CachedLock], Awaitable[None]]
 
 @dataclass(slots=True, eq=False)
 class Waiter:
+    since_ns: int
     future: asyncio.Future[None]
     mode: Mode
     patient: bool
     upgrade: bool
 
+    @property
+    def waits(self) -> bool:
+        """Whether it does, and for as long as it takes."""
+        return self.patient and not self.future.done()
+
 
 class ThreadWaiter:
     """A thread that waits for a grant; whoever makes room wakes it, without the loop."""
 
-    __slots__ = ("_asleep", "error")
+    __slots__ = ("_asleep", "error", "since_ns")
 
-    def __init__(self) -> None:
+    def __init__(self, since_ns: int) -> None:
+        self.since_ns = since_ns
         self.error: RingholdError | None = None
         self._asleep = threading.Lock()
         self._asleep.acquire()
+
+    @property
+    def waits(self) -> bool:
+        return self.error is None
 
     def wake(self, error: RingholdError | None = None) -> None:
         self.error = error or self.error
@@ -91,7 +104,8 @@ class ThreadWaiter:
 
 
 class Keeper:
-    """See the module. `on_broken` is told of a lock that somebody took from this session."""
+    """See the module. `on_broken` is told of a lock that somebody took from this session;
+    `grant_of` tells under which grant an owner holds a name."""
 
     def __init__(
         self,
@@ -99,12 +113,15 @@ class Keeper:
         env: Env,
         state: SessionState,
         on_broken: Callable[[CachedLock], None],
+        grant_of: Callable[[Key], object],
     ):
         self.state = state
         self.table = LockTable(hash_seed=int.from_bytes(env.random_bytes(8), "little"))
         self.locks: dict[bytes, CachedLock] = {}
-        self.claims = Claims(store, env, state)
+        self.deadlocks = Deadlocks(store, env, state, self)
+        self.claims = Claims(store, env, state, self.deadlocks.queued)
         self._env = env
+        self._grant_of = grant_of
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[Key, Waiter] = {}
@@ -194,6 +211,53 @@ class Keeper:
         holders = [party for party in self.table.holders(name) if party[0] != gate]
         return holders, [party for party in self.table.waiters(name) if party[0] != gate]
 
+    # Deadlocks with other sessions
+
+    def queues(self) -> bool:
+        """See `deadlocks.Waiting`."""
+        return any(lock.queued is not None for lock in self._tasks)
+
+    def awaits(self, name: bytes, since: int) -> bool:
+        """See `deadlocks.Waiting`."""
+        lock = self.locks.get(name)
+        if lock is None or lock.queued is None or lock.queued.revision != since:
+            return False
+        wanted = self._demand(lock)
+        return wanted is not None and wanted[1]
+
+    def held_up(self) -> tuple[list[HeldUp], float]:
+        """See `deadlocks.Waiting`."""
+        wanted = [lock for lock in self._tasks if lock.mode is not None and lock.wanted is not None]
+        if not (wanted and self.queues()):
+            return [], PATIENCE_S
+        patience_ns = int(PATIENCE_S * 1e9)
+        now_ns = self._env.clock.monotonic_ns()
+        waits = self._owner_waits()
+        local = LocalWaits(self.table, self.locks, waits, self._grant_of, now_ns - patience_ns)
+        found = [held_up for lock in wanted for held_up in local.holding_up(lock)]
+        unripe_ns = local.first_unripe_ns
+        left_ns = patience_ns if unripe_ns is None else unripe_ns + patience_ns - now_ns
+        return found, left_ns / 1e9
+
+    def _owner_waits(self) -> dict[int, OwnerWait]:
+        found = {}
+        waiters: list[tuple[Key, Waiter | ThreadWaiter]] = [*self._waiting.items()]
+        waiters += list(self._threads.items())
+        for (name, owner), waiter in waiters:
+            if waiter.waits:
+                found[owner] = OwnerWait(name, waiter.since_ns, waiter)
+        return found
+
+    def refuse(self, held_up: HeldUp, error: DeadlockError) -> None:
+        """See `deadlocks.Waiting`."""
+        name, waiter = held_up.awaited, held_up.waiter
+        if isinstance(waiter, ThreadWaiter):
+            waiter.wake(error)
+        elif isinstance(waiter, Waiter) and not waiter.future.done():
+            waiter.future.set_exception(error)
+            self._deliver(self.table.cancel(name, held_up.owner))
+        self.poke(self.locks[name])
+
     # The work on one lock
 
     def _worked(self, lock: CachedLock, task: asyncio.Task[None]) -> None:
@@ -225,6 +289,7 @@ class Keeper:
             except RingholdError as error:
                 self._fail(lock, error, lambda waiter: True)
                 await self._env.sleep(RETRY_S)
+            self.deadlocks.settled()
             # Reads of the store need not suspend: let others run between two steps.
             await asyncio.sleep(0)
 

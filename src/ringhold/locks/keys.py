@@ -11,7 +11,8 @@ deals it out (`ringhold.locks.cache`). Under the prefix of a name stand
 
 all but the last bound to the lease of the session they name. A letter is an event in the mailbox
 of a session, m<session>: ``l<name>`` says "look at that lock again", and nothing else, so that a
-letter that is lost or read twice does no harm. ``i`` and ``a`` ask a session who uses a lock.
+letter that is lost or read twice does no harm. ``i`` asks a session who uses a lock, ``c`` whether
+what it told of its waits is true (`ringhold.locks.deadlocks`); ``a`` answers.
 
 A token has 63 bits: 42 of the revision at which the session got the lock, 20 of a sequence of
 its exclusive grants within the session, and the lowest says exclusive. Revisions only grow, so
@@ -28,7 +29,7 @@ import msgspec
 from ringhold.errors import InvalidInput
 from ringhold.locks.records import REVISION_BITS, SEQUENCE_BITS, LockParty
 from ringhold.locks.session import SESSION_BYTES
-from ringhold.store.base import Empty, Store, prefix_end
+from ringhold.store.base import Empty, Snapshot, Store, prefix_end
 from ringhold.store.keyspace import MAILBOX, lock_prefix
 from ringhold.types import Entry, Mode
 
@@ -37,7 +38,11 @@ REVISION_SHIFT = SEQUENCE_BITS + 1
 TOKEN_STEP = 2
 """From one exclusive grant of a session to its next."""
 
-LOOK, ASK, ANSWER = b"l", b"i", b"a"
+PARTIES_MAX = 30
+"""How many other sessions one commit concerns: each takes up to a compare and three changes, of
+which a stock etcd takes 128. Those beyond are told by further commits, which compare nothing."""
+
+LOOK, ASK, CLAIM, ANSWER = b"l", b"i", b"c", b"a"
 
 
 class HolderRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -73,8 +78,21 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
     name: bytes
 
 
+class Claim(msgspec.Struct, frozen=True, array_like=True):
+    """Value of a ``c`` letter: is it still true what a session told, and what its keys say?
+
+    `pairs`: of locks held and awaited, from its record w of `revision`; `places`: in queues, by
+    name and revision.
+    """
+
+    asker: bytes
+    revision: int
+    pairs: list[tuple[bytes, bytes]]
+    places: list[tuple[bytes, int]]
+
+
 class Use(msgspec.Struct, frozen=True, array_like=True):
-    """Value of an ``a`` letter: who holds and awaits a lock within one session."""
+    """Value of an ``a`` letter that answers ``i``: who holds and awaits a lock in a session."""
 
     holders: list[LockParty]
     waiters: list[LockParty]
@@ -85,6 +103,8 @@ decode_holder = msgspec.msgpack.Decoder(HolderRecord).decode
 decode_waiter = msgspec.msgpack.Decoder(WaiterRecord).decode
 decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_use = msgspec.msgpack.Decoder(Use).decode
+decode_claim = msgspec.msgpack.Decoder(Claim).decode
+decode_bool = msgspec.msgpack.Decoder(bool).decode
 decode_delay = msgspec.msgpack.Decoder(DelayRecord).decode
 
 
@@ -174,13 +194,42 @@ class LockState:
     def awaited_by(self, session: bytes) -> Waiting | None:
         return next((waiting for waiting in self.queue if waiting.session == session), None)
 
+    def before(self, session: bytes, mode: Mode) -> list[Holding | Waiting]:
+        """Other sessions that have to go before `session` gets the lock in `mode`."""
+        found: list[Holding | Waiting] = [
+            holding
+            for holding in self.holders
+            if holding.session != session and EXCLUSIVE in (mode, holding.mode)
+        ]
+        for waiting in self.queue:
+            if waiting.session == session:
+                break
+            if EXCLUSIVE in (mode, waiting.mode):
+                found.append(waiting)
+        return found
+
+
+def served_together(queue: Sequence[Waiting]) -> list[Waiting]:
+    """Who gets a lock that is given back: the first, and if that shares all sharers behind it."""
+    found = [queue[0]]
+    if queue[0].mode is SHARED:
+        for waiting in queue[1:]:
+            if waiting.mode is not SHARED:
+                break
+            found.append(waiting)
+    return found
+
 
 async def read_lock(store: Store, keys: LockKeys) -> LockState:
     snapshot = await store.snapshot()
     try:
-        found = await snapshot.range(keys.prefix, keys.end)
+        return await lock_at(snapshot, keys)
     finally:
         await snapshot.close()
+
+
+async def lock_at(snapshot: Snapshot, keys: LockKeys) -> LockState:
+    found = await snapshot.range(keys.prefix, keys.end)
     holders, queue, delay = [], [], None
     for key, entry in found:
         kind, session = key[len(keys.prefix) :][:1], key[-SESSION_BYTES:]

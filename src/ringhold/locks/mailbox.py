@@ -17,9 +17,13 @@ from ringhold.locks.cache import SessionLocks
 from ringhold.locks.keys import (
     ANSWER,
     ASK,
+    CLAIM,
     LOOK,
+    Claim,
     Question,
     Use,
+    decode_bool,
+    decode_claim,
     decode_question,
     decode_use,
     encode,
@@ -56,7 +60,7 @@ class Mailbox:
         self._state = state
         self._locks = locks
         self._use_of = use_of
-        self._asked: dict[bytes, asyncio.Future[Use]] = {}
+        self._asked: dict[bytes, asyncio.Future[bytes]] = {}
         self._number = 0
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._start(self._read())
@@ -107,20 +111,35 @@ class Mailbox:
         if kind == LOOK:
             self._locks.look(about)
         elif kind == ASK:
-            self._start(self._answer(key, decode_question(value), about[SESSION_BYTES:]))
+            question = decode_question(value)
+            answer = encode(self._use_of(question.name))
+            self._start(self._answer(key, question.asker, about[SESSION_BYTES:], answer))
+        elif kind == CLAIM:
+            claim = decode_claim(value)
+            answer = encode(self._locks.deadlocks.stands_by(claim))
+            self._start(self._answer(key, claim.asker, about[SESSION_BYTES:], answer))
         elif kind == ANSWER:
             future = self._asked.get(about)
             if future is not None and not future.done():
-                future.set_result(decode_use(value))
+                future.set_result(value)
 
     async def ask(self, session: bytes, name: bytes) -> Use | None:
         """Who uses the lock `name` in another session; None if that does not answer."""
+        answer = await self._ask(session, ASK, encode(Question(self._state.id, name)))
+        return None if answer is None else decode_use(answer)
+
+    async def ask_claim(self, session: bytes, claim: Claim) -> bool:
+        """Whether another session answers that it stands by it (`Deadlocks`)."""
+        answer = await self._ask(session, CLAIM, encode(claim))
+        return answer is not None and decode_bool(answer)
+
+    async def _ask(self, session: bytes, kind: bytes, value: bytes) -> bytes | None:
         self._number += 1
         number = self._number.to_bytes(NUMBER_BYTES, "big")
-        question = mailbox(session) + ASK + self._state.id + number
-        future: asyncio.Future[Use] = asyncio.get_running_loop().create_future()
+        question = mailbox(session) + kind + self._state.id + number
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
-        put = Put(question, encode(Question(self._state.id, name)), self._state.id)
+        put = Put(question, value, self._state.id)
         try:
             await commit_sure(self._store, self._env, puts=[put])
             async with asyncio.timeout(ANSWER_S):
@@ -132,13 +151,13 @@ class Mailbox:
             deletes = [question, mailbox(self._state.id) + ANSWER + number]
             self._start(self._discard(deletes))
 
-    async def _answer(self, question: bytes, asked: Question, number: bytes) -> None:
-        key = mailbox(asked.asker) + ANSWER + number
+    async def _answer(self, question: bytes, asker: bytes, number: bytes, answer: bytes) -> None:
+        key = mailbox(asker) + ANSWER + number
         try:
             await commit_sure(
                 self._store,
                 self._env,
-                puts=[Put(key, encode(self._use_of(asked.name)), asked.asker)],
+                puts=[Put(key, answer, asker)],
                 deletes=[question],
             )
         except RingholdError as error:

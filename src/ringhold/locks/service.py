@@ -42,6 +42,7 @@ from ringhold.locks.keys import (
 from ringhold.locks.mailbox import Mailbox
 from ringhold.locks.session import Session
 from ringhold.store.base import Store
+from ringhold.store.repeat import check_answers
 from ringhold.types import Mode, decode_name
 
 logger = logging.getLogger("ringhold")
@@ -209,8 +210,9 @@ class LockService(Unpicklable):
     async def acquire(self, kind: type[G], terms: Terms, owner: int, timeout_s: float | None) -> G:
         """Waits for the lock for up to `timeout_s` (None: for ever, 0: not at all).
 
-        Raises LockTimeout, DeadlockError when the wait would never end, and RuntimeError on
-        another loop than that of the cluster.
+        Raises LockTimeout when others had the lock all the time, DeadlockError when the wait would
+        never end, StoreUnavailable when the store does not answer, and RuntimeError on another loop
+        than that of the cluster.
         """
         self.check_open()
         check_loop(self.bridge.loop)
@@ -226,7 +228,10 @@ class LockService(Unpicklable):
         try:
             async with asyncio.timeout(TRY_S if timeout_s == 0 else timeout_s):
                 return await self._acquire(kind, terms, key, patient=timeout_s != 0)
+        except LockTimeout:
+            raise _timed_out(terms.name, timeout_s) from None
         except TimeoutError:
+            await check_answers(self._store)
             raise _timed_out(terms.name, timeout_s) from None
         except DeadlockError as error:
             raise _deadlock(terms.name, _why(error)) from error
@@ -285,9 +290,11 @@ class LockService(Unpicklable):
         self.check_open()
         locks = self.current
         if locks is None or locks.state is not state:
-            locks = SessionLocks(self._store, self._env, state, self._on_broken)
+            locks = SessionLocks(self._store, self._env, state, self._on_broken, self.held.get)
             use_of = functools.partial(self.inquiries.use_of, locks)
-            self.mailboxes[locks] = Mailbox(self._store, self._env, state, locks, use_of)
+            mailbox = Mailbox(self._store, self._env, state, locks, use_of)
+            locks.deadlocks.ask = mailbox.ask_claim
+            self.mailboxes[locks] = mailbox
             self.current = locks
             state.on_loss(locks, lambda: self._on_loss(locks))
         return locks
@@ -330,6 +337,7 @@ class LockService(Unpicklable):
             async with asyncio.timeout(timeout_s):
                 return await locks.upgrade(key)
         except TimeoutError:
+            await check_answers(self._store)
             raise LockTimeout(
                 f"lock {name!r} was not upgraded within {timeout_s} s; it is held shared",
                 name=name,
@@ -354,6 +362,8 @@ class LockService(Unpicklable):
         names = dict.fromkeys(raw for raw, _ in list(self.held))
         found = [lock for raw in names if (lock := locks.locks.get(raw)) is not None]
         held = [lock.held(locks.state.id) for lock in found]
+        if not held:
+            return
         try:
             snapshot = await self._store.snapshot()
             try:

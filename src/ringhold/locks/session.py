@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ringhold.bridge import stand_still
 from ringhold.env import Env, process_id
 from ringhold.errors import (
     Closed,
@@ -37,6 +38,7 @@ from ringhold.errors import (
     SessionExpired,
     StoreUnavailable,
 )
+from ringhold.locks import farewell
 from ringhold.store.base import Born, Put, Store
 from ringhold.store.keyspace import session_key
 from ringhold.store.repeat import commit_sure
@@ -123,9 +125,10 @@ class SessionState:
         # session counts if the answer took longer than the deadline.
         self._unanswered = self._seen_ns >= self._deadline_ns
         self._lost = False
+        self.forsaken = False
         self._counter = 0
         self._announced = False
-        self._on_loss: dict[object, Callable[[], None]] = {}
+        self._on_loss: dict[object, Callable[[], object]] = {}
         self._wake = asyncio.Event()
 
     @property
@@ -146,6 +149,8 @@ class SessionState:
     def expired(self) -> bool:
         """Whether the session is lost; once true it stays true. Callable from any thread."""
         if self._lost:
+            if self.forsaken:
+                stand_still()
             return True
         # In this order: a renewal answered meanwhile raises the deadline before it takes back
         # that one is unanswered.
@@ -193,7 +198,7 @@ class SessionState:
     def exhausted(self) -> bool:
         return self._counter >= COUNTER_END
 
-    def on_loss(self, key: object, callback: Callable[[], None]) -> None:
+    def on_loss(self, key: object, callback: Callable[[], object]) -> None:
         """Calls `callback` on the loop when the session is lost, until `forget(key)`; at once when
         that was announced already."""
         if self._announced:
@@ -208,6 +213,11 @@ class SessionState:
         """Gives the session up: its lease is revoked as soon as the store answers."""
         self._mark_lost()
         self._wake.set()
+
+    def forsake(self) -> None:
+        """The process ends, and nothing may be relied on any more. Callable from any thread."""
+        self.forsaken = True
+        self._mark_lost()
 
     def renewing(self, sent_ns: int) -> None:
         """A renewal is sent at this moment."""
@@ -328,6 +338,7 @@ class Session:
             session_id, born, record, self._env, self._timing, sent_ns, lease_until
         )
         self._current = state
+        farewell.owe(state, self._store)
         keeper = asyncio.ensure_future(self._keep(state, sent_ns))
         self._keepers[state] = keeper
         keeper.add_done_callback(lambda _: self._keepers.pop(state, None))
@@ -347,7 +358,8 @@ class Session:
             due_ns = min(due_ns, now_ns + int(PAUSE_S_MAX * 1e9))
             await state.pause(due_ns)
             self._warn_if_late(state, self._env.clock.boottime_ns() - due_ns)
-        logger.warning("session %s is lost, and with it what it held", state.id.hex())
+        if not state.forsaken:
+            logger.warning("session %s is lost, and with it what it held", state.id.hex())
         state.announce_loss()
 
     def _warn_if_late(self, state: SessionState, late_ns: int) -> None:
@@ -386,6 +398,7 @@ class Session:
                 # A store slower than the interval must not be asked without a pause.
                 next_ns = max(sent_ns + interval_ns, self._env.clock.boottime_ns() + pause_ns)
         await self._revoke_lost(state)
+        farewell.settle(state)
 
     async def _revoke_lost(self, state: SessionState) -> None:
         # Others need not wait for the lease to run out. It does so by itself after one TTL,
@@ -413,6 +426,7 @@ class Session:
         await asyncio.gather(*(keeper for _, keeper in keepers), return_exceptions=True)
         for state, _ in keepers:
             alive = not state.expired
+            farewell.settle(state)
             state.announce_loss()
             if alive:
                 try:

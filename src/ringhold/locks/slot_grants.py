@@ -17,7 +17,7 @@ from ringhold.locks.held import Held, HeldBlocking, ThreadCalls
 from ringhold.locks.session import Session, SessionState
 from ringhold.locks.slots import SlotRequest, Slots, SlotUse, read_slots, until_change
 from ringhold.store.base import Born, Store
-from ringhold.store.repeat import NONCE_BYTES, commit_sure
+from ringhold.store.repeat import NONCE_BYTES, check_answers, commit_sure
 
 
 class SlotGrant(Held):
@@ -41,7 +41,7 @@ class SlotGrant(Held):
 class BlockingSlotGrant(HeldBlocking):
     """A slot held, for the blocking face: truthy, and a context manager that releases.
 
-    `token` (int) is larger than that of every earlier grant of the name; `lost` is set when
+    `token` (int) is larger than that of every grant of the name that had ended; `lost` is set when
     the grant ended before its release.
     """
 
@@ -74,7 +74,8 @@ class SlotService(Unpicklable):
     async def acquire(
         self, slots: Slots, owner: int, timeout_s: float | None, value: bytes = b""
     ) -> SlotGrant:
-        """Waits for a slot for up to `timeout_s` (None: for ever, 0: tries once). LockTimeout."""
+        """Waits for a slot for up to `timeout_s` (None: for ever, 0: tries once). LockTimeout
+        when others had it all the time, StoreUnavailable when the store does not answer."""
         self._check_open()
         check_loop(self._loop)
         self._waiting += 1
@@ -83,6 +84,8 @@ class SlotService(Unpicklable):
             async with asyncio.timeout(timeout_s or None):
                 state, held = await self._take(slots, owner, value, wait=timeout_s != 0)
         except TimeoutError:
+            if timeout_s:
+                await check_answers(self._store)
             raise LockTimeout(
                 f"{slots.what} {slots.name!r} was not granted within {told_s(timeout_s)} s",
                 name=slots.name,

@@ -32,6 +32,7 @@ from ringhold.errors import (
     OutcomeUnknown,
     RingholdError,
 )
+from ringhold.locks.following import LOOK_S, end_watch
 from ringhold.locks.records import EXCLUSIVE, LockParty, token_of
 from ringhold.locks.session import SESSION_BYTES, SessionState
 from ringhold.owner import told_owner
@@ -44,7 +45,8 @@ logger = logging.getLogger("ringhold")
 
 LIMIT_MAX = (1 << 31) - 1
 EXPIRY_POLL_S = 0.05
-"""How often a waiter looks for leases that are overdue or whose process died."""
+"""How often a waiter looks for leases that are overdue or whose process died, in a store that
+does not end them by itself."""
 
 LIMIT_BYTES = SLOT_BYTES = 4
 COUNTER_BYTES = 8
@@ -195,21 +197,29 @@ async def until_change(
     from_revision: int,
     closing: asyncio.Event,
     check: Callable[[], None],
+    state: SessionState | None = None,
 ) -> None:
-    """Until a key below `prefix` changes; ends dead sessions' leases and checks meanwhile.
+    """Until a key below `prefix` changes; has dead sessions' leases ended and checks meanwhile.
 
-    Closed once `closing` is set.
+    Returns also when `state` is lost. Closed once `closing` is set.
     """
+    unasked = store.leases_end_unasked
+    look_s = LOOK_S if unasked else EXPIRY_POLL_S
     change = asyncio.ensure_future(_next_change(store, prefix, from_revision))
     closed = asyncio.ensure_future(closing.wait())
+    if state is not None:
+        state.on_loss(change, change.cancel)
     try:
         while not (change.done() or closed.done()):
-            await store.expire_leases()
+            if not unasked:
+                await store.expire_leases()
             check()
             await asyncio.wait(
-                [change, closed], timeout=EXPIRY_POLL_S, return_when=asyncio.FIRST_COMPLETED
+                [change, closed], timeout=look_s, return_when=asyncio.FIRST_COMPLETED
             )
     finally:
+        if state is not None:
+            state.forget(change)
         change.cancel()
         closed.cancel()
         results = await asyncio.gather(change, closed, return_exceptions=True)
@@ -226,9 +236,7 @@ async def _next_change(store: Store, prefix: bytes, from_revision: int) -> None:
             return
         raise Closed("the cluster is closed")
     finally:
-        aclose = getattr(changes, "aclose", None)
-        if aclose is not None:
-            await aclose()
+        await end_watch(changes)
 
 
 class SlotRequest:
@@ -270,7 +278,7 @@ class SlotRequest:
     async def _run(self, *, wait: bool) -> Born:
         while True:
             use = await read_slots(self._store, self._slots)
-            if not use.open:
+            if not (use.open or self._store.leases_end_unasked):
                 # The holders may be processes that just died: nobody else may have noticed.
                 await self._store.expire_leases()
                 use = await read_slots(self._store, self._slots)
@@ -313,6 +321,7 @@ class SlotRequest:
                 use.revision + 1,
                 self._closing,
                 self._state.check,
+                self._state,
             )
 
     async def _take(
