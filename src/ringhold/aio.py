@@ -87,6 +87,7 @@ class Cluster:
         bridge: Bridge,
     ):
         self.url = location.url
+        self.location = location
         self.bridge = bridge
         self._home = Home(self, bridge, None, "a forked process must open its own")
         self._life = Life(f"the cluster {location.url}")
@@ -136,7 +137,7 @@ class Cluster:
         from ringhold.files.filesystem import RingholdFileSystem
 
         return RingholdFileSystem(
-            cluster=self.url,
+            cluster=self.location.full_url,
             home=self._home if home is None else home,
             asynchronous=asynchronous,
             skip_instance_cache=True,
@@ -332,16 +333,19 @@ def open(
     session_ttl: float = 10.0,
     durability: str | None = None,
 ) -> Opening:
-    """Opens the cluster at `url`: a directory, file:///…, or memory://name.
+    """Opens the cluster at `url`: a directory, file:///…, etcd://host:2379/name, etcds:// with
+    TLS, or memory://name. Which options the URL of one in etcd has, `ringhold.store.etcd.address`
+    tells.
 
     create: None makes a cluster of one node only where the directory is missing, True also in
-    an empty one, False never. session_ttl: seconds after which others may take over what a
-    process held that stopped without dying.
+    an empty one, False never. In etcd only True makes one, without storage nodes: for locks,
+    keys, transactions and files of up to 4096 bytes. session_ttl: seconds after which others may
+    take over what a process held that stopped without dying.
 
     durability: what an acknowledged commit of this opening outlives. "full", the default of a
-    directory: a power cut. "process": any process, but a power cut may take the newest commits
-    away, never giving their tokens again; chunks of files are synced all the same. "memory":
-    nothing, which is what memory:// has.
+    directory and all that etcd has: a power cut. "process": any process, but a power cut may take
+    the newest commits away, never giving their tokens again; chunks of files are synced all the
+    same. "memory": nothing, which is what memory:// has.
 
     Raises FileNotFoundError when there is no cluster (an existing empty directory looks like a
     disk that is not mounted), InvalidInput for a URL that cannot be opened.
@@ -354,18 +358,23 @@ def open(
 def create(
     url: Url,
     *,
-    nodes: int | Iterable[NodeSpec] = 1,
+    nodes: int | Iterable[NodeSpec] | None = None,
     replicas: int = 1,
     zones: Iterable[str] | None = None,
     chunk_size: int = DEFAULT_CHUNK_BYTES,
+    path: str | os.PathLike[str] | None = None,
     session_ttl: float = 10.0,
     durability: str | None = None,
 ) -> Opening:
     """Makes a cluster at `url` and opens it. FileExistsError if there is one.
 
-    nodes: a count (directories inside the cluster) or NodeSpecs; replicas: copies of every
-    chunk; zones: names dealt out to a count of nodes in turn; chunk_size: bytes, a power of two
-    from 64 KiB to 16 MiB.
+    nodes: a count (directories inside the cluster) (one if not given) or NodeSpecs; replicas:
+    copies of every chunk; zones: names dealt out to a count of nodes in turn; chunk_size: bytes, a
+    power of two from 64 KiB to 16 MiB; path: a directory of this host in which a count of nodes is
+    made instead.
+
+    In etcd nodes are NodeSpecs with an address or an absolute path, or a count in `path`; without
+    any, which is possible there alone, it keeps files of up to 4096 bytes.
     """
     return Opening(
         lambda: create_cluster(
@@ -374,6 +383,7 @@ def create(
             replicas=replicas,
             zones=zones,
             chunk_size=chunk_size,
+            path=path,
             session_ttl=session_ttl,
             durability=durability,
         )
@@ -395,14 +405,15 @@ async def open_cluster(
     synced = is_synced(location, durability)
     env = real_env()
     if await _wants_creation(location, env, create):
-        plan = plan_cluster(location, 1, 1, None, DEFAULT_CHUNK_BYTES)
+        plan = plan_cluster(location, None, 1, None, DEFAULT_CHUNK_BYTES)
         try:
             cluster = await _create(location, env, plan, session_ttl, synced)
         except FileExistsError:
             # Another process made it in the same moment, which is as good.
             logger.debug("the cluster %s was made by somebody else meanwhile", location.url)
         else:
-            logger.warning("created a new cluster in %s: one node, one copy", location.url)
+            made = "one node, one copy" if plan.nodes else "no storage nodes"
+            logger.warning("created a new cluster in %s: %s", location.url, made)
             return cluster
     store, record = await open_existing(location, env, synced)
     try:
@@ -415,6 +426,8 @@ async def open_cluster(
 
 async def _wants_creation(location: Location, env: Env, create: bool | None) -> bool:
     """Whether `open` makes a cluster first. FileNotFoundError where it neither may nor can open."""
+    if location.etcd is not None:
+        return create is True
     if location.directory is None:
         return create is not False
     found = await look(env, location.directory)
@@ -435,10 +448,11 @@ async def _wants_creation(location: Location, env: Env, create: bool | None) -> 
 async def create_cluster(
     url: Url,
     *,
-    nodes: int | Iterable[NodeSpec],
+    nodes: int | Iterable[NodeSpec] | None,
     replicas: int,
     zones: Iterable[str] | None,
     chunk_size: int,
+    path: str | os.PathLike[str] | None,
     session_ttl: float,
     durability: str | None,
 ) -> Cluster:
@@ -446,7 +460,7 @@ async def create_cluster(
     check_ttl(session_ttl)
     location = parse_url(url)
     synced = is_synced(location, durability)
-    plan = plan_cluster(location, nodes, replicas, zones, chunk_size)
+    plan = plan_cluster(location, nodes, replicas, zones, chunk_size, path)
     return await _create(location, real_env(), plan, session_ttl, synced)
 
 

@@ -65,7 +65,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """Where the cluster lies."""
+        """Where the cluster lies; without a password."""
         return self._home.last.url
 
     @property
@@ -223,16 +223,19 @@ def open(
     session_ttl: float = 10.0,
     durability: str | None = None,
 ) -> Cluster:
-    """Opens the cluster at `url`: a directory, file:///…, or memory://name.
+    """Opens the cluster at `url`: a directory, file:///…, etcd://host:2379/name, etcds:// with
+    TLS, or memory://name. Which options the URL of one in etcd has, `ringhold.store.etcd.address`
+    tells.
 
     create: None makes a cluster of one node only where the directory is missing, True also in
-    an empty one, False never. session_ttl: seconds after which others may take over what a
-    process held that stopped without dying.
+    an empty one, False never. In etcd only True makes one, without storage nodes: for locks,
+    keys, transactions and files of up to 4096 bytes. session_ttl: seconds after which others may
+    take over what a process held that stopped without dying.
 
     durability: what an acknowledged commit of this opening outlives. "full", the default of a
-    directory: a power cut. "process": any process, but a power cut may take the newest commits
-    away, never giving their tokens again; chunks of files are synced all the same. "memory":
-    nothing, which is what memory:// has.
+    directory and all that etcd has: a power cut. "process": any process, but a power cut may take
+    the newest commits away, never giving their tokens again; chunks of files are synced all the
+    same. "memory": nothing, which is what memory:// has.
 
     Raises FileNotFoundError when there is no cluster (an existing empty directory looks like a
     disk that is not mounted), InvalidInput for a URL that cannot be opened.
@@ -247,18 +250,25 @@ def open(
 def create(
     url: str | os.PathLike[str],
     *,
-    nodes: int | Iterable[NodeSpec] = 1,
+    nodes: int | Iterable[NodeSpec] | None = None,
     replicas: int = 1,
     zones: Iterable[str] | None = None,
     chunk_size: int = DEFAULT_CHUNK_BYTES,
+    path: str | os.PathLike[str] | None = None,
     session_ttl: float = 10.0,
     durability: str | None = None,
 ) -> Cluster:
     """Makes a cluster at `url` and opens it. FileExistsError if there is one.
 
-    nodes: a count (directories inside the cluster) or NodeSpecs; replicas: copies of every
-    chunk; zones: names dealt out to a count of nodes in turn; chunk_size: bytes, a power of two
-    from 64 KiB to 16 MiB. Raises InvalidInput and NotEnoughNodes before anything is made.
+    nodes: a count (directories inside the cluster) (one if not given) or NodeSpecs; replicas:
+    copies of every chunk; zones: names dealt out to a count of nodes in turn; chunk_size: bytes, a
+    power of two from 64 KiB to 16 MiB; path: a directory of this host in which a count of nodes is
+    made instead.
+
+    In etcd nodes are NodeSpecs with an address or an absolute path, or a count in `path`; without
+    any, which is possible there alone, it keeps files of up to 4096 bytes.
+
+    Raises InvalidInput and NotEnoughNodes before anything is made.
     """
     creating = aio.create_cluster(
         url,
@@ -266,6 +276,7 @@ def create(
         replicas=replicas,
         zones=zones,
         chunk_size=chunk_size,
+        path=path,
         session_ttl=session_ttl,
         durability=durability,
     )
@@ -276,10 +287,11 @@ def _entered(opening: Coroutine[Any, Any, aio.Cluster], **options: Any) -> Clust
     """The cluster that `opening` opens; a forked child opens it with the same `options`."""
     bridge = process_bridge()
     cluster = bridge.run(opening, undo=_close)
-    url = cluster.url
-    if parse_url(url).directory is None:
+    location = cluster.location
+    if not location.outlives_processes:
         why = "what is in memory cannot be opened from another process"
         return Cluster(Home(cluster, bridge, None, why))
+    url = location.full_url
     return Cluster(Home(cluster, bridge, lambda: aio.open_cluster(url, create=False, **options)))
 
 
@@ -296,7 +308,7 @@ def shared_cluster(url: str) -> Cluster:
 
     Opened on first use, never created, and open until the process ends.
     """
-    key = parse_url(url).url
+    key = parse_url(url).full_url
     with _sharing:
         found = _shared.get(key)
         if found is None or found._home.last.life.closed:

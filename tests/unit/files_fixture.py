@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from etcd_engines import etcd_opener
+
 from ringhold.env import Buffer, Env, real_env
 from ringhold.errors import NodeDown
 from ringhold.files import metadata
@@ -25,12 +27,15 @@ from ringhold.nodes.base import (
     Identity,
     partition_of,
 )
-from ringhold.nodes.records import ClusterRecord, Holder, NodeRecord, PartitionRecord
+from ringhold.nodes.records import ClusterRecord, Holder, NodeRecord, Partition
 from ringhold.store import keyspace
 from ringhold.store.base import Put, Store
 from ringhold.store.memory import open_memory_store
 
 CHUNK = 64 << 10
+
+engine = "memory"
+"""Where the store of the next file system is: `conftest.on_every_engine`."""
 
 
 class ScriptedNode:
@@ -141,7 +146,7 @@ class YieldingStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
-        if name == "watch":
+        if name in ("watch", "limits"):
             return method
 
         async def yielding(*args: Any, **options: Any) -> Any:
@@ -200,12 +205,15 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def partition_puts(nodes: Sequence[ScriptedNode]) -> list[Put]:
-    puts: list[Put] = []
+    tables: list[Partition] = []
     for partition in range(PARTITIONS):
         turned = [nodes[(partition + i) % len(nodes)] for i in range(len(nodes))]
-        table = PartitionRecord(tuple(Holder(node.name, node.incarnation) for node in turned))
-        puts.append(Put(keyspace.partition_key(partition), records.encode(table)))
-    return puts
+        tables.append(Partition(tuple(Holder(node.name, node.incarnation) for node in turned)))
+    size = keyspace.PARTITIONS_PER_PAGE
+    return [
+        Put(keyspace.partition_page_key(first), records.encode_page(tables[first : first + size]))
+        for first in range(0, PARTITIONS, size)
+    ]
 
 
 @contextlib.asynccontextmanager
@@ -213,7 +221,8 @@ async def file_system(
     *, nodes: int = 3, replicas: int = 3, yielding: bool = False
 ) -> AsyncIterator[Fixture]:
     env = real_env()
-    store: Any = await open_memory_store(env.random_bytes(8).hex(), env, create=True)
+    open_store = open_memory_store if engine == "memory" else etcd_opener(engine)
+    store: Any = await open_store(env.random_bytes(8).hex(), env, create=True)
     if yielding:
         store = YieldingStore(store)
     made = [ScriptedNode(f"n{i}") for i in range(nodes)]

@@ -18,33 +18,35 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import ringhold
-from ringhold.assembly import creation
+from ringhold.assembly import administration, creation
+from ringhold.assembly.location import parse_url
 from ringhold.bridge import process_bridge
 from ringhold.cluster import shared_cluster
 from ringhold.core import Layout
 from ringhold.env import real_env
 from ringhold.errors import Closed, InvalidInput, NotEnoughNodes
 from ringhold.files.filesystem import RingholdFileSystem
-from ringhold.nodes.records import PartitionRecord, decode_partition
+from ringhold.nodes.records import Partition, decode_page
 from ringhold.store import lock_files
-from ringhold.store.base import Store, prefix_end
-from ringhold.store.keyspace import PARTITION
+from ringhold.store.base import Put, Store, prefix_end
+from ringhold.store.keyspace import CLUSTER, PARTITION_PAGE, partition_page_key
 from ringhold.types import Node, NodeSpec, PlacementWarning
 
 _names = itertools.count()
 
 
-def partitions_of(url: str) -> list[PartitionRecord]:
-    async def read() -> list[PartitionRecord]:
+def partitions_of(url: str) -> list[Partition]:
+    async def read() -> list[Partition]:
         async with ringhold.aio.open(url, create=False) as cluster:
             store: Store = cluster._store
             snapshot = await store.snapshot()
-            found = await snapshot.range(PARTITION, prefix_end(PARTITION))
+            found = await snapshot.range(PARTITION_PAGE, prefix_end(PARTITION_PAGE))
             await snapshot.close()
-            return [decode_partition(entry.value) for _, entry in found]
+            return [table for _, entry in found for table in decode_page(entry.value)]
 
     return asyncio.run(read())
 
@@ -106,13 +108,42 @@ def test_nothing_is_created_that_was_not_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "\0", "memory://", "etcd://h:2379/name", "etcds://h:2379/name", "s3://bucket/x",
-     "file://host/path", "file://relative", "file:///x?y"],
+    ["", "\0", "memory://", "s3://bucket/x", "file://host/path", "file://relative", "file:///x?y",
+     "etcd://", "etcd://h:2379", "etcd://h:2379/", "etcd:///name", "etcd://h:0/name", "etcd://h/a/b",
+     "etcd://h/.a", "etcd://h/name?tls=1", "etcd://h/name?ca=x", "etcd://user@h/name"],
 )  # fmt: skip
 def test_urls_that_name_no_cluster(url: str) -> None:
     for call in (ringhold.open, ringhold.create):
         with pytest.raises(InvalidInput):
             call(url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["127.0.0.1:2379", "localhost:2379/demo", "[::1]:2379/demo", "a:1,b:2/demo", "a:1,b/demo",
+     "user:password@a:2379/demo", "a:2379?user=u",
+     "etcd:127.0.0.1", "etcd:/h:1/demo", "etcds:h", "memory:x"],
+)  # fmt: skip
+def test_a_url_without_its_scheme_or_slashes_is_no_directory(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (ringhold.open, ringhold.create):
+        with pytest.raises(InvalidInput, match=r"etcd://HOST:PORT/NAME.* \./NAME"):
+            call(text)
+    assert os.listdir(tmp_path) == []
+    # Whoever means a directory can say so.
+    name = text.partition("/")[0]
+    ringhold.open(f"./{name}").close()
+    for same in (Path(name), tmp_path / name, str(tmp_path / name)):
+        ringhold.open(same, create=False).close()
+
+
+@pytest.mark.parametrize(
+    "name", ["etcd", "a:", "a:b", ":1", "a b:1", "12:30:59", "x/a:1", "file:x"]
+)
+def test_other_names_with_a_colon_are_directories(name: str) -> None:
+    assert parse_url(name).directory == os.path.abspath(name)
 
 
 def test_arguments_of_the_wrong_type(tmp_path: Path) -> None:
@@ -254,7 +285,7 @@ def test_a_cluster_can_be_moved(tmp_path: Path) -> None:
         assert cluster.fs.cat_file("/f") == b"x" * 100_000
 
 
-@pytest.mark.parametrize("step", ["store", "draft", "nodes", "commit"])
+@pytest.mark.parametrize("step", ["store", "draft", "nodes", "records", "commit"])
 def test_a_creation_that_stopped_halfway_is_seen_and_can_be_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -267,7 +298,7 @@ def test_a_creation_that_stopped_halfway_is_seen_and_can_be_finished(
         raise PowerCut
 
     async def commit_but_the_last(*args: Any, **options: Any) -> Any:
-        if len(options["puts"]) > 1000:
+        if any(put.key == CLUSTER for put in options["puts"]):
             raise PowerCut
         return await commit_sure(*args, **options)
 
@@ -281,9 +312,11 @@ def test_a_creation_that_stopped_halfway_is_seen_and_can_be_finished(
         elif step == "nodes":
             patch.setattr(creation, "_make_parent", cut)
         else:
+            if step == "records":
+                patch.setattr(creation, "CHANGES_MAX", 20)
             patch.setattr(creation, "commit_sure", commit_but_the_last)
         with pytest.raises(PowerCut):
-            ringhold.create(url, nodes=2, replicas=2)
+            ringhold.create(url, nodes=4, replicas=2)
     for create in (None, False, True):
         with pytest.raises(FileNotFoundError):
             ringhold.open(url, create=create)
@@ -393,6 +426,81 @@ def test_a_replacement_that_was_interrupted_is_repeated(
         assert all(node.up for node in cluster.status().nodes)
 
 
+def test_a_replacement_in_several_commits_that_was_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages too large for one commit: cut after the first of them, then repeated."""
+    url = str(tmp_path / "c")
+    name = "n" * 200
+    nodes = [NodeSpec("a"), NodeSpec(name), NodeSpec("b")]
+    commits: list[int] = []
+
+    async def counted(*args: Any) -> Any:
+        if len(commits) == cut_after:
+            raise InterruptedError
+        commits.append(1)
+        return await transact(*args)
+
+    transact = administration.transact
+    monkeypatch.setattr(administration, "PAGES_BYTES_MAX", 5000)
+    monkeypatch.setattr(administration, "transact", counted)
+    with ringhold.create(url, nodes=nodes, replicas=3) as cluster:
+        shutil.rmtree(tmp_path / "c" / "nodes" / name)
+        cut_after = 3
+        with pytest.raises(InterruptedError):
+            cluster.replace_node(name)
+        incarnations = {
+            holder.incarnation
+            for table in partitions_of(url)
+            for holder in table.holders
+            if holder.name == name
+        }
+        assert incarnations == {1, 2}
+        assert [node.up for node in cluster.status().nodes if node.name == name] == [False]
+        cluster.fs.pipe_file("/meanwhile", b"x" * 100_000)
+        cut_after = -1
+        cluster.replace_node(name)
+        assert len(commits) > 6
+        assert all(node.up for node in cluster.status().nodes)
+        assert cluster.fs.repair().complete
+        assert cluster.fs.fsck(copies=True).ok
+        assert cluster.fs.cat_file("/meanwhile") == b"x" * 100_000
+    for table in partitions_of(url):
+        for holder in table.holders:
+            assert holder.incarnation == (2 if holder.name == name else 1)
+
+
+def test_a_cluster_of_an_earlier_format_is_refused(tmp_path: Path) -> None:
+    """In format 1 the record of the cluster named no format, and had a key for each partition."""
+    url = str(tmp_path / "c")
+
+    async def age() -> None:
+        async with ringhold.aio.open(url, create=False) as cluster:
+            store: Store = cluster._store
+            snapshot = await store.snapshot()
+            entry = await snapshot.get(CLUSTER)
+            await snapshot.close()
+            assert entry is not None
+            fields = msgspec.msgpack.decode(entry.value)
+            old = [b"P" + number.to_bytes(2, "big") for number in range(4096)]
+            new = [partition_page_key(number) for number in range(0, 4096, 64)]
+            await store.commit(
+                puts=[
+                    Put(CLUSTER, msgspec.msgpack.encode(fields[:4])),
+                    *(Put(key, msgspec.msgpack.encode([[["n1", 1]]])) for key in old),
+                ],
+                deletes=new,
+            )
+
+    ringhold.create(url).close()
+    asyncio.run(age())
+    for create in (None, False, True):
+        with pytest.raises(InvalidInput, match="format version 1; this Ringhold reads version 2"):
+            ringhold.open(url, create=create)
+    with pytest.raises(FileExistsError):
+        ringhold.create(url)
+
+
 # -- faces and closing
 
 
@@ -451,6 +559,21 @@ def test_a_blocking_call_on_the_own_loop_is_refused() -> None:
             process_bridge().run(wrong())
         # The loop serves on.
         cluster.kv["a"] = b"1"
+
+
+def test_a_blocking_call_on_the_user_s_loop_is_refused_and_the_coroutine_named() -> None:
+    told = r"ringhold\.aio opened the cluster on .*await fs\._ls\(path\).*open_async.*async with"
+
+    async def main() -> None:
+        async with ringhold.aio.create(f"memory://c{next(_names)}") as cluster:
+            for wrong in (lambda: cluster.fs.ls("/"), lambda: cluster.fs.open("/f", "wb")):
+                with pytest.raises(RuntimeError, match=told):
+                    wrong()
+            assert await cluster.fs._ls("/") == []
+
+    # Also where Ringhold's own loop runs too.
+    process_bridge()
+    asyncio.run(main())
 
 
 def test_blocking_calls_work_inside_somebody_else_s_loop() -> None:

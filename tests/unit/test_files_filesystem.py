@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -113,13 +114,29 @@ def test_what_was_read_and_changed_by_others_aborts(cluster: Any) -> None:
         fs.pipe_file("/derived", b"")
 
 
-def test_a_conflict_is_told_by_the_name_of_the_file(cluster: Any) -> None:
+@pytest.mark.parametrize(
+    ("mine", "theirs", "told"),
+    [
+        (lambda fs: fs.cat_file("/a/b/f"), "/a/b/f", "/a/b/f was changed by others"),
+        (lambda fs: fs.exists("/a/b/new"), "/a/b/new", "/a/b/new was changed by others"),
+        (lambda fs: fs.ls("/a/b"), "/a/b/new", "/a/b was added to by others"),
+        (lambda fs: fs.ls("/"), "/new", "/ was added to by others"),
+    ],
+)
+def test_a_conflict_is_told_by_the_path(cluster: Any, mine: Any, theirs: str, told: str) -> None:
     fs = cluster.fs
-    match = "directory entry 'f9'"
-    with pytest.raises(ringhold.TransactionAborted, match=match) as caught, fs.transaction:  # noqa: PT012 - the block is what raises
-        fs.pipe_file("/f9", b"mine")
-        elsewhere(fs.pipe_file, "/f9", b"theirs")
-    assert match in caught.value.reason
+    fs.pipe_file("/a/b/f", b"")
+    with pytest.raises(ringhold.TransactionAborted, match=told) as caught, fs.transaction:  # noqa: PT012 - the block is what raises
+        mine(fs)
+        elsewhere(fs.pipe_file, theirs, b"theirs")
+        fs.pipe_file("/derived", b"")
+    assert told in caught.value.reason
+    fs.rm_file(theirs)
+    fs.pipe_file("/a/b/f", b"")
+    with pytest.raises(ringhold.TransactionAborted, match=told), cluster.transaction() as tx:  # noqa: PT012 - the block is what raises
+        mine(tx.fs)
+        fs.pipe_file(theirs, b"theirs")
+        tx.kv["a"] = b""
 
 
 def test_a_failed_operation_leaves_the_transaction_as_it_was(cluster: Any) -> None:
@@ -351,6 +368,22 @@ def test_after_close_everything_raises_closed(tmp_path: Any) -> None:
                  writer.close, reader.read, lambda: fs.gc(0), lambda: fs.open("/f")):  # fmt: skip
         with pytest.raises(ringhold.Closed):
             call()
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_file_being_written_says_at_once_that_its_cluster_was_closed(
+    tmp_path: Any, compression: str | None
+) -> None:
+    with ringhold.create(f"memory://{tmp_path}") as cluster:
+        writer, left = (cluster.fs.open(f"/{n}", "wb", compression=compression) for n in range(2))
+        writer.write(b"1")
+    for call in (lambda: writer.write(b"2"), writer.flush, writer.close):
+        with pytest.raises(ringhold.Closed, match="discarded"):
+            call()
+    assert writer.closed
+    # What the collector ends says nothing more.
+    del left
+    gc.collect()
 
 
 def test_what_a_transaction_writes_and_removes_again_is_freed(cluster: Any) -> None:

@@ -23,6 +23,8 @@ from ringhold.nodes.chunk_file import HEADER_BYTES
 from ringhold.store import keyspace
 from ringhold.store.base import Put
 
+pytestmark = pytest.mark.usefixtures("on_every_engine")
+
 PATH = split_path("/f")
 DATA = os.urandom(5 * CHUNK + 123)
 

@@ -24,6 +24,8 @@ from ringhold.nodes.base import ChunkId, ChunkState
 from ringhold.store import keyspace
 from ringhold.store.base import Put, Store
 
+pytestmark = pytest.mark.usefixtures("on_every_engine")
+
 PATH = split_path("/f")
 DATA = os.urandom(5 * CHUNK + 123)
 COPIES = 6 * 3
@@ -342,7 +344,7 @@ async def shorter_run(f: Fixture) -> list[Put | bytes]:
 
 
 async def no_partition(f: Fixture) -> list[Put | bytes]:
-    return [keyspace.partition_key(5)]
+    return [keyspace.partition_page_key(5)]
 
 
 @pytest.mark.parametrize(
@@ -524,7 +526,7 @@ def test_keys_are_described_for_people() -> None:
         (keyspace.inode_key(12), "inode 12"),
         (keyspace.extents_key(data, 3), f"block 3 of file data {data.hex()}"),
         (keyspace.run_key(run), f"file data in run {run.hex()}"),
-        (keyspace.partition_key(5), "partition 5"),
+        (keyspace.partition_page_key(70), "partitions 64 … 127"),
         (b"kuser", "key 'user'"),
         (b"?\x01", "?:01"),
         (b"\xff", "\ufffd:"),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_engines import ETCD_ABOVE, cluster_at, undisturbed
 
 import ringhold
 from ringhold.env import real_env
@@ -38,9 +39,10 @@ from ringhold.transactions.transaction import Transaction
 _names = itertools.count()
 
 
-@pytest.fixture
-def cluster() -> Iterator[ringhold.Cluster]:
-    with ringhold.create(f"memory://tx{next(_names)}") as made:
+@pytest.fixture(params=["memory", *ETCD_ABOVE])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ringhold.Cluster]:
+    url, options = cluster_at(request.param, f"tx{next(_names)}", tmp_path)
+    with ringhold.create(url, **options) as made:
         yield made
 
 
@@ -85,13 +87,16 @@ def test_reads_are_of_one_revision(cluster: ringhold.Cluster) -> None:
 
 
 def test_reading_only_commits_nothing(cluster: ringhold.Cluster) -> None:
-    cluster.kv["a"] = b"1"
-    before = revision(cluster)
-    with cluster.transaction() as tx:
-        assert tx.kv["a"] == b"1"
-        cluster.kv["a"] = b"2"
-    assert tx.status == "committed"
-    assert revision(cluster) == before + 1
+    def one_change() -> bool:
+        cluster.kv["a"] = b"1"
+        before = revision(cluster)
+        with cluster.transaction() as tx:
+            assert tx.kv["a"] == b"1"
+            cluster.kv["a"] = b"2"
+        assert tx.status == "committed"
+        return revision(cluster) == before + 1
+
+    assert undisturbed(cluster.url, one_change)
 
 
 def test_lost_update(cluster: ringhold.Cluster) -> None:

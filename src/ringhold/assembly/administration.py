@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -12,17 +13,29 @@ from ringhold.assembly.location import Location
 from ringhold.assembly.plan import check_spec, node_record
 from ringhold.env import Env
 from ringhold.errors import InvalidInput, NodeDown, RingholdError
+from ringhold.files.stored import decoded
+from ringhold.files.survey import read_tables
 from ringhold.nodes import records
 from ringhold.nodes.base import PARTITIONS, Identity, Node
 from ringhold.nodes.directory import DirectoryNode
 from ringhold.nodes.pool import open_node
-from ringhold.nodes.records import ClusterRecord, Holder, NodeRecord
+from ringhold.nodes.records import ClusterRecord, Holder, NodeRecord, Partition
 from ringhold.store.base import Snapshot, Store, prefix_end
-from ringhold.store.keyspace import NODE, PARTITION, REPAIR, SESSION, node_key, partition_key
+from ringhold.store.batches import BYTES_MAX
+from ringhold.store.keyspace import (
+    NODE,
+    PARTITIONS_PER_PAGE,
+    REPAIR,
+    SESSION,
+    node_key,
+    partition_page_key,
+)
 from ringhold.store.view import View, transact
 from ringhold.types import NodeSpec
 
 PROBE_S = 2.0
+PAGES_BYTES_MAX = BYTES_MAX - (64 << 10)
+"""The rest is for the node's record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,7 @@ class NodeStatus:
 class ClusterStatus:
     """A cluster at one revision.
 
-    url: where it lies
+    url: where it lies, without a password
     identity: 32 hexadecimal digits, drawn when it was made
     created: seconds since 1970
     replicas: copies of every chunk
@@ -106,9 +119,8 @@ class Administration:
         try:
             found = await _node_records(snapshot)
             partitions: Counter[str] = Counter()
-            for _, entry in await snapshot.range(PARTITION, prefix_end(PARTITION)):
-                holders = records.decode_partition(entry.value).holders
-                partitions.update(holder.name for holder in holders)
+            for table in (await read_tables(snapshot)).values():
+                partitions.update(holder.name for holder in table.holders)
             sessions = await snapshot.range(SESSION, prefix_end(SESSION))
             repairs = await snapshot.range(REPAIR, prefix_end(REPAIR))
         finally:
@@ -166,13 +178,17 @@ class Administration:
     async def replace_node(self, name: str, path: str | None, address: str | None) -> None:
         """Brings an empty directory or daemon into service in place of the node `name`.
 
-        One commit gives it a new incarnation in the node's record and in every partition it
-        holds, so copies that the old one acknowledged do not count any more. A node that still
-        is the present incarnation, at another place or address, keeps it and its chunks.
+        It gets a new incarnation in every partition it holds and in the node's record, so copies
+        that the old one acknowledged do not count any more. A node that still is the present
+        incarnation, at another place or address, keeps it and its chunks.
+
+        One commit, unless names of nodes are so long that the pages of the partitions do not fit
+        into one. Then the record comes last: until it does neither incarnation serves, and the
+        same call repeated goes on where it stopped.
         """
         before = await self._node_record(name)
         given = NodeSpec(name, path, address, before.weight, before.zone)
-        after = self._successor(before, check_spec(given))
+        after = self._successor(before, check_spec(self._location, given))
         if await self._is_moved(before, after):
             await self._move(before, after)
             return
@@ -182,22 +198,10 @@ class Administration:
         finally:
             await node.close()
 
-        async def rewrite(view: View) -> None:
-            await _require_unchanged(view, before)
-            view.put(node_key(name.encode()), records.encode(after))
-            keys = [partition_key(number) for number in range(PARTITIONS)]
-            for key, found in zip(keys, await view.get_many(keys), strict=True):
-                if found is None:
-                    continue
-                partition = records.decode_partition(found.value)
-                holders = tuple(
-                    Holder(name, after.incarnation) if holder.name == name else holder
-                    for holder in partition.holders
-                )
-                if holders != partition.holders:
-                    view.put(key, records.encode(records.PartitionRecord(holders)))
-
-        await transact(self._store, self._env, rewrite)
+        first = 0
+        while first < PARTITIONS:
+            rewrite = functools.partial(_rewrite_pages, before=before, after=after, first=first)
+            first = await transact(self._store, self._env, rewrite)
 
     async def _is_moved(self, before: NodeRecord, after: NodeRecord) -> bool:
         """Whether what is at the place of `after` is the node `before` itself."""
@@ -256,6 +260,38 @@ async def _node_records(snapshot: Snapshot) -> list[NodeRecord]:
 
 async def _has_failed(node: Node) -> bool:
     return isinstance(node, DirectoryNode) and await node.is_marked_failed()
+
+
+async def _rewrite_pages(view: View, *, before: NodeRecord, after: NodeRecord, first: int) -> int:
+    """Gives the node its new incarnation in the pages from that of partition `first` on, as many
+    as fit into a commit, and with the last one in its own record; where to go on."""
+    await _require_unchanged(view, before)
+    size = 0
+    numbers = range(first, PARTITIONS, PARTITIONS_PER_PAGE)
+    keys = [partition_page_key(partition) for partition in numbers]
+    for partition, key, found in zip(numbers, keys, await view.get_many(keys), strict=True):
+        if found is None:
+            continue
+        page = decoded(records.decode_page, key, found.value)
+        renewed = [_renewed(table, before, after) for table in page]
+        if renewed == list(page):
+            continue
+        value = records.encode_page(renewed)
+        size += len(value)
+        if size > PAGES_BYTES_MAX and size > len(value):
+            return partition
+        view.put(key, value)
+    view.put(node_key(after.name.encode()), records.encode(after))
+    return PARTITIONS
+
+
+def _renewed(table: Partition, before: NodeRecord, after: NodeRecord) -> Partition:
+    return Partition(
+        tuple(
+            Holder(after.name, after.incarnation) if holder.name == before.name else holder
+            for holder in table.holders
+        )
+    )
 
 
 async def _require_unchanged(view: View, before: NodeRecord) -> None:

@@ -1,4 +1,4 @@
-"""How a cluster is made: everything that can fail first, then one commit that makes it one.
+"""How a cluster is made: everything that can fail first, last the commit that makes it one.
 
 Guarantees: a cluster whose creation did not come to its end is never opened, and creating it
 again goes on where the first one stopped. Of several creators at once one makes the cluster.
@@ -21,13 +21,24 @@ from ringhold.assembly.plan import Plan
 from ringhold.env import Env
 from ringhold.errors import Conflict, InvalidInput
 from ringhold.files.metadata import first_records
+from ringhold.files.records import INLINE_BYTES_MAX
 from ringhold.locks.session import Session
 from ringhold.nodes import records
-from ringhold.nodes.base import Identity
+from ringhold.nodes.base import PARTITIONS, Identity
 from ringhold.nodes.pool import open_node
 from ringhold.nodes.records import ClusterRecord, NodeRecord
-from ringhold.store.base import Absent, Put, Store, Unchanged
-from ringhold.store.keyspace import CLUSTER, node_key, partition_key, session_key
+from ringhold.store.base import Absent, Compare, Put, Store, Unchanged, prefix_end
+from ringhold.store.batches import CHANGES_MAX, in_batches
+from ringhold.store.etcd import EtcdAddress
+from ringhold.store.keyspace import (
+    CLUSTER,
+    NODE,
+    PARTITION_PAGE,
+    PARTITIONS_PER_PAGE,
+    node_key,
+    partition_page_key,
+    session_key,
+)
 from ringhold.store.memory import open_memory_store
 from ringhold.store.repeat import commit_sure
 from ringhold.store.sqlite import open_sqlite_store
@@ -57,13 +68,18 @@ def is_synced(location: Location, durability: str | None) -> bool:
     TypeError, or InvalidInput for what cannot be had at `location`.
     """
     if durability is None:
-        return location.directory is not None
+        return not location.memory
     if not isinstance(durability, str):
         raise TypeError(f"durability must be str or None, not {type(durability).__name__}")
     if durability not in DURABILITIES:
         levels = ", ".join(map(repr, DURABILITIES))
         raise InvalidInput(f"durability must be one of {levels}, not {durability!r}")
-    if location.directory is None and durability != "memory":
+    if location.etcd is not None and durability != "full":
+        raise InvalidInput(
+            f"durability {durability!r}: etcd answers a commit when most of its members have it on "
+            "disk, and nothing less can be asked of it; 'full' is what a cluster in etcd has"
+        )
+    if location.memory and durability != "memory":
         raise InvalidInput(
             f"{location.url} is gone with its process, which is not durability {durability!r}: "
             "open a directory for that"
@@ -79,9 +95,33 @@ def is_synced(location: Location, durability: str | None) -> bool:
 
 
 async def open_store(location: Location, env: Env, *, create: bool, synced: bool) -> Store:
-    if location.directory is None:
-        return await open_memory_store(location.memory, env, create=create)
-    return await open_sqlite_store(location.directory, env, create=create, synced=synced)
+    if location.etcd is not None:
+        return await _open_in_etcd(location.etcd, env, create=create)
+    if location.directory is not None:
+        return await open_sqlite_store(location.directory, env, create=create, synced=synced)
+    return await open_memory_store(location.memory, env, create=create)
+
+
+async def _open_in_etcd(address: EtcdAddress, env: Env, *, create: bool) -> Store:
+    try:
+        from ringhold.store.etcd import open_etcd_store
+    except ModuleNotFoundError as error:
+        if error.name != "grpc":
+            raise
+        raise InvalidInput(
+            f"{address.url}: clusters in etcd need grpcio: pip install 'ringhold[etcd]'"
+        ) from error
+    try:
+        return await open_etcd_store(address, env, create=create)
+    except FileNotFoundError as error:
+        if error.filename != address.url:
+            raise  # About a certificate or a password.
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"there is no such cluster in etcd: `ringhold init {address.url}` makes one, with "
+            f"`--node NAME=PLACE` for files of more than {INLINE_BYTES_MAX} bytes",
+            address.url,
+        ) from error
 
 
 async def cluster_record(store: Store) -> ClusterRecord | None:
@@ -138,26 +178,53 @@ async def make_cluster(
             await node.adopt(Identity(draft.identity, record.name, record.incarnation))
         finally:
             await node.close()
-    made = ClusterRecord(draft.identity, plan.replicas, plan.chunk_bytes, env.clock.wall())
-    puts = [Put(CLUSTER, records.encode(made))]
-    puts += [Put(node_key(record.name.encode()), records.encode(record)) for record in plan.nodes]
+    made = ClusterRecord(
+        draft.identity, plan.replicas, plan.chunk_bytes, env.clock.wall(), records.FORMAT
+    )
+    mine: list[Compare] = [Absent(CLUSTER), Unchanged(DRAFT, revision)]
     # The file system's root belongs to whoever makes the cluster.
-    puts += first_records(int(made.created_s * 1e9), os.getuid(), os.getgid())
-    puts += [
-        Put(partition_key(number), records.encode(partition))
-        for number, partition in enumerate(plan.partitions)
+    last = [
+        Put(CLUSTER, records.encode(made)),
+        *first_records(int(made.created_s * 1e9), os.getuid(), os.getgid()),
     ]
+    described = _describe(plan)
+    left = [key for key in await _left_keys(store) if key not in described]
+    *batches, final = in_batches(
+        [*left, *described.values()], count_max=CHANGES_MAX - len(last) - 1
+    )
     try:
-        await commit_sure(
-            store,
-            env,
-            compares=[Absent(CLUSTER), Unchanged(DRAFT, revision)],
-            puts=puts,
-            deletes=[DRAFT],
-        )
+        for puts, deletes in batches:
+            await commit_sure(store, env, compares=mine, puts=puts, deletes=deletes)
+        puts, deletes = final
+        await commit_sure(store, env, compares=mine, puts=[*last, *puts], deletes=[DRAFT, *deletes])
     except Conflict:
         raise exists(location) from None
     return made
+
+
+def _describe(plan: Plan) -> dict[bytes, Put]:
+    """The records of the nodes and of the partitions, by their keys."""
+    pages = range(0, PARTITIONS, PARTITIONS_PER_PAGE)
+    puts = [Put(node_key(record.name.encode()), records.encode(record)) for record in plan.nodes]
+    puts += [
+        Put(
+            partition_page_key(first),
+            records.encode_page(plan.partitions[first : first + PARTITIONS_PER_PAGE]),
+        )
+        for first in pages
+    ]
+    return {put.key: put for put in puts}
+
+
+async def _left_keys(store: Store) -> list[bytes]:
+    """What a creation that did not come to its end wrote of nodes and partitions."""
+    snapshot = await store.snapshot()
+    try:
+        found = await snapshot.range(NODE, prefix_end(NODE))
+        found += await snapshot.range(PARTITION_PAGE, prefix_end(PARTITION_PAGE))
+    finally:
+        await snapshot.close()
+    return [key for key, _ in found]
 
 
 async def _make_parent(location: Location, env: Env, record: NodeRecord) -> None:
@@ -214,11 +281,18 @@ async def _draft(
 async def open_existing(location: Location, env: Env, synced: bool) -> tuple[Store, ClusterRecord]:
     """The store of a cluster, and its record; waits for one that is being made right now.
 
-    FileNotFoundError when there is none, or when its creation was never finished.
+    FileNotFoundError when there is none, or when its creation was never finished; InvalidInput
+    when another version of Ringhold made it in another format.
     """
     store = await _wait_for_store(location, env, synced)
     try:
-        return store, await _wait_for_record(location, env, store)
+        record = await _wait_for_record(location, env, store)
+        if record.format != records.FORMAT:
+            raise InvalidInput(
+                f"the cluster {location.url} has format version {record.format}; this Ringhold "
+                f"reads version {records.FORMAT}"
+            )
+        return store, record
     except BaseException:
         await store.close()
         raise

@@ -5,29 +5,57 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from ringhold.env import Env
 from ringhold.errors import InvalidInput
+from ringhold.store.etcd import EtcdAddress, parse_etcd_url
 
 # A freshly made file system has its own directory for lost files.
 _FOUND_IN_EMPTY = "lost+found"
 _STORE = "store"
 _NODES = "nodes"
 
+_SCHEME_OR_HOST = re.compile(
+    r"(?:etcd|etcds|memory):|(?:[^/@]+@)?(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}(?:[,/?]|\Z)"
+)
+"""How a URL begins whose scheme or whose slashes were left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """`directory` is absolute for an embedded cluster and None for one in memory."""
+    """Where a cluster lies.
+
+    url: for people: without a password
+    full_url: what names it in every process and working directory; with the password, if there
+        is one
+    directory: absolute, of an embedded cluster
+    memory: the name of one in memory
+    etcd: of one in etcd
+    """
 
     url: str
-    directory: str | None
+    full_url: str = field(repr=False)
+    directory: str | None = None
     memory: str = ""
+    etcd: EtcdAddress | None = None
+
+    @property
+    def outlives_processes(self) -> bool:
+        """Whether another process can open it."""
+        return not self.memory
 
     def node_inside(self, name: str) -> str:
-        """Where a node without a place of its own is kept, as its record says it."""
+        """Where a node without a place of its own is kept, as its record says it. InvalidInput in
+        etcd, which has none."""
+        if self.etcd is not None:
+            raise InvalidInput(
+                f"node {name!r} needs a place: a cluster in etcd has no directory, so each node "
+                "gets the address of its `ringhold node`, or an absolute path on this host"
+            )
         return f"{self.url}/{name}" if self.directory is None else f"{_NODES}/{name}"
 
     def node_path(self, path: str | None) -> str | None:
@@ -47,7 +75,8 @@ class Found(enum.Enum):
 
 
 def parse_url(url: str | os.PathLike[str]) -> Location:
-    """The place `url` names. TypeError, or InvalidInput for what this build cannot open."""
+    """The place `url` names. TypeError, or InvalidInput for what this build cannot open, and for
+    text that is a URL but for its scheme or its slashes."""
     if sys.platform != "linux":
         raise InvalidInput(
             f"clusters need Linux 5.10 or newer, for its file locks and boot clock; this is "
@@ -59,7 +88,10 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
     if not text or "\0" in text:
         raise InvalidInput(f"{text!r} is neither a directory nor a cluster's URL")
     scheme, separator, rest = text.partition("://")
-    if not separator or isinstance(url, os.PathLike):
+    if isinstance(url, os.PathLike):
+        return _directory(text)
+    if not separator:
+        _check_no_url(text)
         return _directory(text)
     match scheme:
         case "file":
@@ -67,14 +99,28 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
         case "memory":
             if not rest:
                 raise InvalidInput("a memory cluster needs a name: memory://name")
-            return Location(text, None, rest)
+            return Location(text, text, memory=rest)
         case "etcd" | "etcds":
-            raise InvalidInput(
-                f"{text!r}: this version of Ringhold has no etcd engine; open a directory"
+            address = parse_etcd_url(text)
+            return Location(
+                address.full_url(password=False), address.full_url(password=True), etcd=address
             )
+    # Not quoted whole: it may have a password.
     raise InvalidInput(
-        f"{text!r}: unknown scheme {scheme!r}; use a directory, file:// or memory://"
+        f"unknown scheme {scheme!r} of a cluster's URL; use a directory, file://, memory://, "
+        "etcd:// or etcds://"
     )
+
+
+def _check_no_url(text: str) -> None:
+    """InvalidInput for the name of a directory that nobody means."""
+    if _SCHEME_OR_HOST.match(text):
+        # Not quoted: it may have a password.
+        raise InvalidInput(
+            "what begins with etcd:, etcds:, memory: or HOST:PORT is not taken for a directory: a "
+            "cluster in etcd is etcd://HOST:PORT/NAME, or etcds:// with TLS, one in memory is "
+            "memory://NAME, and a directory that is called so is given as ./NAME"
+        )
 
 
 def _file_path(url: str) -> str:
@@ -88,7 +134,7 @@ def _file_path(url: str) -> str:
 
 def _directory(path: str) -> Location:
     absolute = os.path.abspath(path)
-    return Location(absolute, absolute)
+    return Location(absolute, absolute, absolute)
 
 
 async def look(env: Env, directory: str) -> Found:

@@ -54,9 +54,12 @@ def _settled(url: str | os.PathLike[str] | None) -> str:
         raise InvalidInput(
             'which cluster? Give storage_options={"cluster": URL} or set RINGHOLD_CLUSTER'
         )
-    location = importlib.import_module("ringhold.assembly.location").parse_url(url)
-    settled: str = location.url
+    settled: str = _location(url).full_url
     return settled
+
+
+def _location(url: str | os.PathLike[str]) -> Any:
+    return importlib.import_module("ringhold.assembly.location").parse_url(url)
 
 
 class _BySettledUrl(type(AsyncFileSystem)):  # type: ignore[misc]
@@ -137,6 +140,12 @@ class ClusterFileSystem(AsyncFileSystem, metaclass=_BySettledUrl):  # type: igno
     @storage_options.setter
     def storage_options(self, options: dict[str, Any]) -> None:
         """fsspec stores the constructor's arguments here; some of them never leave the process."""
+
+    def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
+        told: dict[str, Any] = super().to_dict(include_password=include_password)
+        if not include_password:
+            told["cluster"] = _location(self.cluster).url
+        return told
 
     @property
     def _fs_token(self) -> str:

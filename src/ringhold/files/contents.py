@@ -4,7 +4,7 @@
 into a view adds the manifest (X, C), a repair record (K) for every run with copies short, and
 the compares that keep it true:
 
-- the partition's record is the one the chunks were placed by, so copies on a node that was
+- the partition's page is the one the chunks were placed by, so copies on a node that was
   replaced meanwhile are never counted (`PartitionMoved` says so before the commit does);
 - the session that made the run ids is alive, which is what lets `gc` call a chunk without a
   record and without a session an orphan.
@@ -25,9 +25,9 @@ from ringhold.files.records import (
     RepairRecord,
     RunRecord,
 )
-from ringhold.nodes.records import Holder, PartitionRecord
+from ringhold.nodes.records import Holder, Partition
 from ringhold.store import keyspace
-from ringhold.store.base import Born, Unchanged
+from ringhold.store.base import Born, Put, Unchanged
 from ringhold.store.view import View
 
 
@@ -44,10 +44,10 @@ class SessionState(Protocol):
 
 
 class PartitionMoved(Exception):
-    """The holders of `run`'s partition changed since its chunks were placed."""
+    """The page of `run`'s partition changed since its chunks were placed."""
 
     def __init__(self, run: StagedRun):
-        super().__init__(f"partition {run.partition} has new holders")
+        super().__init__(f"the page of partition {run.partition} has changed")
         self.run = run
 
 
@@ -63,16 +63,18 @@ class StagedChunk:
 class StagedRun:
     """A run whose chunks are placed and that no commit names yet.
 
-    `table` and `table_revision` are the partition's record as it was when they were placed.
+    `table` and `table_revision` are the partition, and its page's, as when they were placed.
     """
 
     run: bytes
     session: SessionState
     partition: int
     replicas: int
-    table: PartitionRecord
+    table: Partition
     table_revision: int
     chunks: list[StagedChunk] = field(default_factory=list)
+    mark: bytes | None = None
+    """The key of the mark under which the run is in the store already: see `staging`."""
 
     def short_copies(self) -> tuple[int, list[tuple[int, str]]]:
         """The copies of the chunk that has fewest, and every (chunk, node) without one."""
@@ -106,35 +108,60 @@ class Contents:
         """Adds manifest and compares to `view`. PartitionMoved, SessionExpired: nothing added."""
         if self.data is None:
             return
-        await self._check(view)
-        for block, run in enumerate(self.runs):
-            extents = extents_of_run(run, block * self.block_bytes)
-            view.put(keyspace.extents_key(self.data, block), records.encode(extents))
-            view.put(keyspace.run_key(run.run), records.encode(run.record()))
-            view.require(run.session.born)
-            view.require(Unchanged(keyspace.partition_key(run.partition), run.table_revision))
-            fewest, missing = run.short_copies()
-            if missing:
-                key = keyspace.repair_key(fewest, run.run)
-                view.put(key, records.encode(RepairRecord(tuple(missing))))
+        await self.require(view)
+        for block in range(len(self.runs)):
+            for put in self.manifest(block):
+                view.put(put.key, put.value)
 
-    async def _check(self, view: View) -> None:
-        """Tells early, and by name, what the commit's compares would refuse."""
-        keys: list[bytes] = [run.session.born.key for run in self.runs]
-        keys += [keyspace.partition_key(run.partition) for run in self.runs]
-        found = await view.peek_many(keys)
-        for run, session, table in zip(
-            self.runs, found[: len(self.runs)], found[len(self.runs) :], strict=True
-        ):
+    async def follow(self, run: StagedRun) -> None:
+        """Told that `run` has other copies by now. Does nothing: `put` notes what is short."""
+
+    def manifest(self, block: int) -> list[Put]:
+        """The records of one block of the file and of its run."""
+        assert self.data is not None
+        run = self.runs[block]
+        extents = extents_of_run(run, block * self.block_bytes)
+        return [
+            Put(keyspace.extents_key(self.data, block), records.encode(extents)),
+            Put(keyspace.run_key(run.run), records.encode(run.record())),
+            *self.repair_record(run),
+        ]
+
+    @staticmethod
+    def repair_record(run: StagedRun) -> list[Put]:
+        """The one that notes which copies of `run` are short, if any are."""
+        fewest, lacking = run.short_copies()
+        if not lacking:
+            return []
+        key = keyspace.repair_key(fewest, run.run)
+        return [Put(key, records.encode(RepairRecord(tuple(lacking))))]
+
+    async def require(self, view: View) -> None:
+        """Adds the compares that keep the manifest true, and tells early, and by name, what they
+        would refuse: PartitionMoved, SessionExpired."""
+        keys = dict.fromkeys(run.session.born.key for run in self.runs)
+        keys.update(dict.fromkeys(keyspace.partition_page_key(run.partition) for run in self.runs))
+        found = dict(zip(keys, await view.peek_many(list(keys)), strict=True))
+        for run in self.runs:
+            session = found[run.session.born.key]
+            page_key = keyspace.partition_page_key(run.partition)
+            page = found[page_key]
             # An older snapshot (a transaction's) may show less than what is known already.
             gone = session is None and view.revision >= run.session.born.revision
             if gone or (session is not None and session.created > run.session.born.revision):
-                raise SessionExpired(
-                    "the session that wrote the file's chunks is gone: write it again",
-                    session=run.session.id,
-                )
-            if table is None or table.revision > run.table_revision:
+                raise session_gone(run.session)
+            if page is None or page.revision > run.table_revision:
                 raise PartitionMoved(run)
+        for run in self.runs:
+            view.require(run.session.born)
+            page_key = keyspace.partition_page_key(run.partition)
+            view.require(Unchanged(page_key, run.table_revision))
+
+
+def session_gone(session: SessionState) -> SessionExpired:
+    return SessionExpired(
+        "the session that wrote the file's chunks is gone: write it again", session=session.id
+    )
 
 
 def extents_of_run(run: StagedRun, file_offset: int) -> Extents:

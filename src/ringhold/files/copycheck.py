@@ -25,7 +25,7 @@ from ringhold.files.survey import (
 )
 from ringhold.files.tasks import for_each
 from ringhold.nodes.base import ChunkId, ChunkState
-from ringhold.nodes.records import Holder, PartitionRecord
+from ringhold.nodes.records import Holder, Partition
 from ringhold.store import keyspace
 from ringhold.store.base import Store
 
@@ -50,7 +50,7 @@ class CopyCheck:
         store: Store,
         placement: Placement,
         runs: Mapping[bytes, RunRecord],
-        tables: dict[int, PartitionRecord],
+        tables: dict[int, Partition],
         progress: Progress,
     ):
         self._store = store

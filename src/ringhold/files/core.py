@@ -24,7 +24,6 @@ from ringhold.errors import (
     Compacted,
     Conflict,
     InvalidInput,
-    RingholdError,
     SessionExpired,
     TransactionAborted,
     Unavailable,
@@ -37,26 +36,27 @@ from ringhold.files.contents import (
     inline_contents,
     no_contents,
 )
-from ringhold.files.copy import copy_file
+from ringhold.files.copy import LargeSource, copy_file, copy_large
 from ringhold.files.fsck import Checker, FsckReport
 from ringhold.files.gc import Collector, GcReport
 from ringhold.files.inodes import InodeNumbers
+from ringhold.files.leftovers import Leftovers
 from ringhold.files.locking import file_slots
 from ringhold.files.mend import Mender
 from ringhold.files.metadata import Actor, HeldLock
 from ringhold.files.paths import Parts, file_error, join_path
 from ringhold.files.place import NodeSource, Placement, StagedCopiesLost
 from ringhold.files.read import FileReader, Peek
-from ringhold.files.records import INLINE_BYTES_MAX
+from ringhold.files.records import INLINE_BYTES_MAX, ROOT_INO
 from ringhold.files.repair import Repairer, RepairReport
 from ringhold.files.scrub import Scrubber, ScrubReport
+from ringhold.files.staging import LargeContents, is_large
 from ringhold.files.stored import what_changed
 from ringhold.files.survey import Progress, no_progress
-from ringhold.files.tasks import cancel_and_wait
 from ringhold.files.tree import Status
+from ringhold.files.turns import Cost, TooMany, Turns, removal_cost, rename_cost
 from ringhold.files.write import ChunkStream, FileWriter, SessionSource, contiguous
 from ringhold.locks.slot_grants import SlotService
-from ringhold.nodes.base import ChunkId
 from ringhold.nodes.records import ClusterRecord
 from ringhold.store.base import Store
 from ringhold.store.view import View, transact
@@ -103,7 +103,7 @@ class FileCore:
         self._staged: weakref.WeakKeyDictionary[View, list[StagedRun]]
         self._staged = weakref.WeakKeyDictionary()
         self._writers: weakref.WeakSet[FileWriter] = weakref.WeakSet()
-        self._background: dict[asyncio.Task[None], None] = {}
+        self._leftovers = Leftovers(store, env, self.placement)
         self._closed = False
 
     # -- running operations ---------------------------------------------------------------
@@ -213,39 +213,31 @@ class FileCore:
         await self.change(operation, view, len(parts))
 
     async def unlink(self, paths: Sequence[Parts], view: View | None = None) -> None:
-        """Removes files, all in one commit."""
-
-        async def operation(view: View, actor: Actor) -> None:
-            for parts in paths:
-                await metadata.unlink(view, actor, parts)
-
-        await self.change(operation, view)
+        """Removes files; in one commit, or in turn."""
+        await self._in_turn(paths, metadata.unlink, removal_cost, view)
 
     async def remove_directory(self, parts: Parts, view: View | None = None) -> None:
         await self.change(lambda view, actor: metadata.remove_directory(view, actor, parts), view)
 
     async def remove_trees(self, paths: Sequence[Parts], view: View | None = None) -> None:
-        """Removes files and directories with all below them, all in one commit."""
+        """Removes files and directories with all below them; in one commit, or in turn."""
         given = set(paths)
-        tops = [p for p in given if not any(p[:n] in given for n in range(len(p)))]
-
-        async def operation(view: View, actor: Actor) -> None:
-            for parts in sorted(tops):
-                await metadata.remove_tree(view, actor, parts)
-
-        await self.change(operation, view)
+        tops = sorted(p for p in given if not any(p[:n] in given for n in range(len(p))))
+        if tops == [()]:
+            names = await self.run(lambda view: tree.children(view, ROOT_INO), view)
+            tops = [(name,) for name, _ in names]
+        await self._in_turn(tops, metadata.remove_tree, removal_cost, view)
 
     async def remove_each(self, paths: Sequence[Parts], view: View | None = None) -> None:
-        """Removes files and directories that are empty by then, all in one commit."""
+        """Removes files and directories that are empty by then; in one commit, or in turn."""
 
-        async def operation(view: View, actor: Actor) -> None:
-            for parts in sorted(paths, reverse=True):
-                if (await tree.stat(view, parts)).is_directory:
-                    await metadata.remove_directory(view, actor, parts)
-                else:
-                    await metadata.unlink(view, actor, parts)
+        async def remove(view: View, actor: Actor, parts: Parts) -> None:
+            if (await tree.stat(view, parts)).is_directory:
+                await metadata.remove_directory(view, actor, parts)
+            else:
+                await metadata.unlink(view, actor, parts)
 
-        await self.change(operation, view)
+        await self._in_turn(sorted(paths, reverse=True), remove, removal_cost, view)
 
     async def rename(
         self,
@@ -254,13 +246,33 @@ class FileCore:
         make_parents: bool = True,
         view: View | None = None,
     ) -> None:
-        """Moves every (source, target), all in one commit."""
+        """Moves every (source, target); in one commit, or in turn."""
 
-        async def operation(view: View, actor: Actor) -> None:
-            for source, target in pairs:
-                await metadata.rename(view, actor, source, target, make_parents=make_parents)
+        async def move(view: View, actor: Actor, pair: tuple[Parts, Parts]) -> None:
+            await metadata.rename(view, actor, *pair, make_parents=make_parents)
 
-        await self.change(operation, view, sum(len(target) for _, target in pairs))
+        inodes = sum(len(target) for _, target in pairs)
+        await self._in_turn(pairs, move, rename_cost, view, inodes=inodes)
+
+    async def _in_turn(
+        self,
+        items: Sequence[T],
+        one: Callable[[View, Actor, T], Awaitable[None]],
+        cost: Callable[[T], Cost],
+        view: View | None,
+        *,
+        inodes: int = 0,
+    ) -> None:
+        """Does `one` to all `items`: in `view`, or alone by as few commits as the store takes."""
+        limits = self.store.limits if view is None and len(items) > 1 else None
+        turns = Turns(items, one, cost, limits)
+        try:
+            return await self.change(turns.all_at_once, view, inodes)
+        except TooMany:
+            logger.debug("%d paths are changed by several commits", len(items))
+        while turns.left:
+            done = await self.change(turns.next_ones, None, inodes)
+            turns.left = turns.left[done:]
 
     async def touch(
         self, parts: Parts, truncate: bool, view: View | None = None, *, make_parents: bool = True
@@ -314,7 +326,7 @@ class FileCore:
                 parts, contents, source, exclusive=exclusive, make_parents=make_parents, locks=locks
             )
 
-        writer = FileWriter(stream, commit, self.abandon, join_path(parts))
+        writer = FileWriter(stream, commit, self._leftovers.abandon, join_path(parts))
         self._writers.add(writer)
         return writer
 
@@ -328,6 +340,29 @@ class FileCore:
         make_parents: bool,
         locks: Sequence[HeldLock] = (),
     ) -> None:
+        put: Contents | LargeContents = contents
+        try:
+            if source() is None and is_large(contents):
+                put = await LargeContents.stage(self.store, self.env, contents, parts)
+            await self._put_contents(
+                parts, put, source, exclusive=exclusive, make_parents=make_parents, locks=locks
+            )
+        except BaseException:
+            # Whatever the outcome: had the file appeared, there would be no mark any more.
+            for mark in dict.fromkeys(run.mark for run in contents.runs if run.mark):
+                self._leftovers.discard(mark)
+            raise
+
+    async def _put_contents(
+        self,
+        parts: Parts,
+        contents: Contents | LargeContents,
+        source: ViewSource,
+        *,
+        exclusive: bool,
+        make_parents: bool,
+        locks: Sequence[HeldLock],
+    ) -> None:
         async def put(view: View, actor: Actor) -> None:
             await metadata.put_file(
                 view, actor, parts, contents,
@@ -340,6 +375,7 @@ class FileCore:
                 await self.change(put, view, len(parts))
             except PartitionMoved as moved:
                 await self.placement.follow(moved.run)
+                await contents.follow(moved.run)
                 continue
             if view is not None:
                 self._staged.setdefault(view, []).extend(contents.runs)
@@ -390,17 +426,30 @@ class FileCore:
         make_parents: bool = True,
     ) -> None:
         data = (await self._session.ensure()).next_id()
+        large_too = view is not None
 
         async def operation(view: View, actor: Actor) -> None:
             await copy_file(
-                view, actor, source, target, data, exclusive=exclusive, make_parents=make_parents
-            )
+                view, actor, source, target, data,
+                exclusive=exclusive, make_parents=make_parents, large_too=large_too,
+            )  # fmt: skip
 
-        await self.change(operation, view, len(target))
+        while True:
+            try:
+                return await self.change(operation, view, len(target))
+            except LargeSource as large:
+                inode = large.inode
+            session = await self._session.ensure()
+            copied = await copy_large(
+                self, self._leftovers, session, inode, source, target,
+                exclusive=exclusive, make_parents=make_parents,
+            )  # fmt: skip
+            if copied:
+                return None
 
     def rolled_back(self, view: View) -> None:
         """Tells that `view` will never be committed: its chunks can go at once."""
-        self.abandon(self._staged.pop(view, []))
+        self._leftovers.abandon(self._staged.pop(view, []))
 
     # -- upkeep ---------------------------------------------------------------------------
 
@@ -433,30 +482,9 @@ class FileCore:
 
     # -- what goes on behind --------------------------------------------------------------
 
-    def abandon(self, runs: Sequence[StagedRun]) -> None:
-        """Deletes chunks in the background that no commit ever named or will name."""
-        if runs and not self._closed:
-            task = asyncio.ensure_future(self._delete_chunks(list(runs)))
-            self._background[task] = None
-            task.add_done_callback(lambda task: self._background.pop(task, None))
-
-    async def _delete_chunks(self, runs: Sequence[StagedRun]) -> None:
-        for run in runs:
-            chunks = [ChunkId(run.run, number) for number in range(len(run.chunks))]
-            for holder in run.table.holders:
-                try:
-                    node = await self.placement.node(holder)
-                    await node.delete(chunks)
-                except (RingholdError, OSError) as error:
-                    logger.info(
-                        "chunks of run %s on node %s are left to gc: %s",
-                        run.run.hex(), holder.name, error,
-                    )  # fmt: skip
-
     async def settle(self) -> None:
         """Waits for what goes on in the background: mending, deleting abandoned chunks."""
-        while self._background:
-            await asyncio.wait(list(self._background))
+        await self._leftovers.settle()
         await self.mender.settle()
 
     async def close(self) -> None:
@@ -464,8 +492,9 @@ class FileCore:
         for writer in list(self._writers):
             await writer.discard()
         self._closed = True
+        self._leftovers.closing = True
         try:
             await self.settle()
         finally:
-            await cancel_and_wait(list(self._background))
+            await self._leftovers.close()
             await self.mender.close()

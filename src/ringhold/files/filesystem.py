@@ -7,7 +7,11 @@ a call returns was true at one revision during the call.
 A file being written becomes visible at ``close()``, whole. Paths are as in `paths`; URLs are
 ``ringhold://<path>``, and the cluster they mean comes from ``storage_options={"cluster": URL}``
 or ``$RINGHOLD_CLUSTER``, never from the path, and is never created. Which one that is, is settled
-when the instance is made: it carries an absolute URL, and so do its pickles.
+when the instance is made: it carries an absolute URL, and so do its pickles and its JSON.
+
+Those contain the password of an etcd:// URL that has one, as all processes that they are sent to
+need it. With ``?user=…&password_file=…`` each of them reads the file instead;
+``to_json(include_password=False)`` makes what can be made again only then.
 """
 
 from __future__ import annotations
@@ -267,7 +271,10 @@ class RingholdFileSystem(ClusterFileSystem):
         maxdepth: int | None = None,
         **_: Any,
     ) -> None:
-        """Removes files, with `recursive` also directories and all below them, in one commit."""
+        """Removes files, with `recursive` also directories and all below them.
+
+        In one commit, however much lies below; of more paths than the store takes in one (some
+        30 on etcd) in several, unless in a transaction, which refuses them."""
         if recursive and maxdepth is not None:
             found = await self._expand_path(path, recursive=True, maxdepth=maxdepth)
             removing = self.core.remove_each([self._parts(p) for p in found], self._view())
@@ -287,7 +294,7 @@ class RingholdFileSystem(ClusterFileSystem):
         maxdepth: int | None = None,
         **_: Any,
     ) -> None:
-        """Moves files and directories in one commit, each as POSIX `rename` does.
+        """Moves files and directories, each as POSIX `rename` does; in commits as `rm`.
 
         A file replaces a file, a directory an empty directory. With a slash at its end, or when
         several paths are moved, `path2` is the directory they are moved into.

@@ -8,7 +8,7 @@ What is checked:
 - a file's size is that of its inline data, or of its extents; these are sorted, do not overlap,
   and lie within chunks of runs that exist and are not being deleted;
 - a run is referred to by as many data ids as it counts; extents and runs belong to somebody;
-- every partition has holders;
+- every partition has holders, unless none has any and no chunk is stored: a cluster without nodes;
 - every record can be read and decoded; one that cannot is reported and left out, and what leads
   to it shows up as further problems;
 - with `copies`, that every chunk has all R copies, every byte of which is read where it lies. A
@@ -40,10 +40,10 @@ from ringhold.files.records import (
     RunRecord,
 )
 from ringhold.files.stored import decoded, describe_key
-from ringhold.files.survey import Progress, entries, no_progress
+from ringhold.files.survey import Progress, entries, no_progress, numbered
 from ringhold.nodes import records as node_records
 from ringhold.nodes.base import PARTITIONS
-from ringhold.nodes.records import PartitionRecord
+from ringhold.nodes.records import Partition
 from ringhold.store import keyspace
 from ringhold.store.base import Snapshot, Store
 from ringhold.types import decode_name
@@ -105,7 +105,7 @@ class Checker:
         self._extents: dict[bytes, dict[int, Extents]] = {}
         self._runs: dict[bytes, RunRecord] = {}
         self._garbage: dict[bytes, GarbageRecord] = {}
-        self._tables: dict[int, PartitionRecord] = {}
+        self._tables: dict[int, Partition] = {}
         self.report = FsckReport()
 
     def _found(self, kind: str, where: str, message: str) -> None:
@@ -114,7 +114,7 @@ class Checker:
     async def check(self, *, copies: bool = False) -> FsckReport:
         snapshot = await self._store.snapshot()
         try:
-            self.report.revision = snapshot.revision
+            self.report.revision = await snapshot.fix()
             await self._load(snapshot)
         finally:
             await snapshot.close()
@@ -140,9 +140,9 @@ class Checker:
             self._runs[key[1:]] = run
         async for key, garbage in self._records(snapshot, keyspace.GARBAGE, records.decode_garbage):
             self._garbage[key[9:]] = garbage
-        partitions = self._records(snapshot, keyspace.PARTITION, node_records.decode_partition)
-        async for key, table in partitions:
-            self._tables[int.from_bytes(key[1:3], "big")] = table
+        pages = self._records(snapshot, keyspace.PARTITION_PAGE, node_records.decode_page)
+        async for key, page in pages:
+            self._tables.update(numbered(key, page))
         async for _ in self._records(snapshot, keyspace.REPAIR, records.decode_repair):
             continue
         for prefix in RAW_RECORDS:
@@ -278,8 +278,17 @@ class Checker:
 
     def _check_runs(self) -> None:
         uses: Counter[bytes] = Counter()
-        for blocks in self._extents.values():
-            uses.update({extent.run for extents in blocks.values() for extent in extents.extents})
+        for data, blocks in self._extents.items():
+            # Blocks are deleted one after the other, and count their runs down by themselves.
+            in_blocks = Counter(
+                run
+                for extents in blocks.values()
+                for run in {extent.run: None for extent in extents.extents}
+            )
+            uses.update(in_blocks.keys())
+            for run in (run for run, count in in_blocks.items() if count > 1):
+                message = f"lies in {in_blocks[run]} blocks of data {data.hex()}"
+                self._found("extents", f"run {run.hex()}", message)
         dying = {run for garbage in self._garbage.values() for run in garbage.runs}
         for run, record in self._runs.items():
             where = f"run {run.hex()}"
@@ -293,10 +302,24 @@ class Checker:
 
     def _check_partitions(self) -> None:
         used = {record.partition for record in self._runs.values()}
-        without = [p for p in range(PARTITIONS) if not self._holders(p)]
-        for partition in without:
-            message = "has no holders" + (", and runs lie in it" if partition in used else "")
-            self._found("partition", f"partition {partition}", message)
+        if not used and self._made_without_nodes():
+            return
+        for first in range(0, PARTITIONS, keyspace.PARTITIONS_PER_PAGE):
+            page = range(first, first + keyspace.PARTITIONS_PER_PAGE)
+            without = [partition for partition in page if not self._holders(partition)]
+            if len(without) == len(page):
+                where = describe_key(keyspace.partition_page_key(first))
+                self._no_holders(where, not used.isdisjoint(page))
+                continue
+            for partition in without:
+                self._no_holders(f"partition {partition}", partition in used)
+
+    def _made_without_nodes(self) -> bool:
+        tables = self._tables.values()
+        return len(tables) == PARTITIONS and not any(table.holders for table in tables)
+
+    def _no_holders(self, where: str, used: bool) -> None:
+        self._found("partition", where, "no holders" + (", and runs lie there" if used else ""))
 
     def _holders(self, partition: int) -> Iterable[object]:
         table = self._tables.get(partition)

@@ -3,9 +3,13 @@
 Deleted data goes in three steps, so that a crash between any two leaves nothing dangling and
 nothing lost:
 
-1. one commit removes the extents and marks the runs that nobody else uses as dead;
+1. a commit removes extents and marks the runs that nobody else uses as dead;
 2. the nodes delete the chunks;
-3. when every holder has answered, one commit removes the run records and the garbage record.
+3. when every holder has answered, a commit for each run removes its record; with the last one of
+   the last extents the garbage record goes.
+
+Of long files these steps are repeated, a few blocks at a time. Data that a live session is still
+writing (see `staging`) is left alone.
 
 A detached tree is taken apart level by level, each step one commit that leaves every inode
 either in the tree or under a garbage record of its own.
@@ -19,6 +23,7 @@ between would look like an orphan.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,7 +55,13 @@ from ringhold.store.view import View, transact
 logger = logging.getLogger("ringhold")
 
 SESSION_BYTES = 12
-CHILDREN_PER_COMMIT = 256
+CHILDREN_PER_COMMIT_MAX = 256
+"""As far as the store takes them in a commit: by 30 it takes twice as long, measured on SQLite."""
+
+BLOCKS_PER_COMMIT = 30
+RUNS_WAITING_MAX = 1000
+"""How many dead runs a garbage record names at most, while nodes do not answer."""
+
 RUNS_PER_LOOK = 500
 RECORDS_AT_ONCE = 8
 
@@ -116,21 +127,41 @@ class Collector:
     # -- detached trees -------------------------------------------------------------------
 
     async def _take_tree_apart(self, key: bytes) -> None:
-        while await transact(self._store, self._env, lambda view: _tree_step(view, key)):
+        limits = self._store.limits
+        # A child is two compares and up to three changes; the rest is for the directory.
+        children = min((limits.compares - 8) // 2, (limits.changes - 8) // 3)
+        step = functools.partial(
+            _tree_step, key=key, children_max=max(1, min(children, CHILDREN_PER_COMMIT_MAX))
+        )
+        while await transact(self._store, self._env, step):
             continue
         self.report.trees += 1
 
     # -- data -----------------------------------------------------------------------------
 
-    async def _free(self, key: bytes) -> None:
-        garbage = await transact(self._store, self._env, lambda view: _release_runs(view, key))
-        if garbage is None:
-            return
-        self.report.files += 1
-        gone = True
-        for run in garbage.runs:
-            gone = await self._free_run(key, run) and gone
-        if not gone:
+    async def discard(self, mark: bytes) -> bool:
+        """Frees what this process wrote under `mark` and will never make a file's; whether all
+        of it is gone."""
+        await self._free(mark, writing=True)
+        return not self.report.waiting
+
+    async def _free(self, key: bytes, *, writing: bool = False) -> None:
+        release = functools.partial(_release_runs, key=key, writing=writing)
+        tried: dict[bytes, bool] = {}
+        found = False
+        while True:
+            garbage, more = await transact(self._store, self._env, release)
+            if garbage is None:
+                break
+            found = True
+            for run in garbage.runs:
+                if run not in tried:
+                    tried[run] = await self._free_run(key, run)
+            left = sum(not gone for gone in tried.values())
+            if not more or left > RUNS_WAITING_MAX:
+                break
+        self.report.files += found
+        if not all(tried.values()):
             self.report.waiting += 1
 
     async def _free_run(self, garbage_key: bytes, run: bytes) -> bool:
@@ -226,7 +257,7 @@ def _is_tree(key: bytes) -> bool:
     return key[len(keyspace.GARBAGE) + 8 :].startswith(TREE_DATA_PREFIX)
 
 
-async def _tree_step(view: View, key: bytes) -> bool:
+async def _tree_step(view: View, *, key: bytes, children_max: int) -> bool:
     """Takes some children out of a detached directory, or the directory away when it has none;
     whether there is more to do."""
     found = await view.get(key)
@@ -235,7 +266,7 @@ async def _tree_step(view: View, key: bytes) -> bool:
     garbage = decoded(records.decode_garbage, key, found.value)
     deleted_ms = int.from_bytes(key[1:9], "big")
     prefix = keyspace.entry_prefix(garbage.ino)
-    children = await view.range(prefix, prefix_end(prefix), limit=CHILDREN_PER_COMMIT)
+    children = await view.range(prefix, prefix_end(prefix), limit=children_max)
     inode_keys: list[bytes] = []
     named = []
     for entry_key, entry in children:
@@ -262,7 +293,7 @@ async def _tree_step(view: View, key: bytes) -> bool:
             data, size = inode.data, inode.size
         below = GarbageRecord(child.ino, path, size)
         view.put(keyspace.garbage_key(deleted_ms, data), records.encode(below))
-    if len(children) == CHILDREN_PER_COMMIT:
+    if len(children) == children_max:
         return True
     view.delete(keyspace.inode_key(garbage.ino))
     view.delete(keyspace.directory_time_key(garbage.ino))
@@ -270,21 +301,31 @@ async def _tree_step(view: View, key: bytes) -> bool:
     return False
 
 
-async def _release_runs(view: View, key: bytes) -> GarbageRecord | None:
-    """Removes the extents of deleted data and marks the runs nobody else uses as dead.
+async def _release_runs(
+    view: View, *, key: bytes, writing: bool
+) -> tuple[GarbageRecord | None, bool]:
+    """Removes extents of the first blocks of deleted data and marks the runs nobody else uses as
+    dead; the garbage record as it is then, and whether there are more blocks.
 
-    All extents in one commit: a run may occur in several records and is to be counted once.
+    None when it is gone, or the data still being written, unless by the caller (`writing`).
     """
     found = await view.get(key)
     if found is None:
-        return None
+        return None, False
     garbage = decoded(records.decode_garbage, key, found.value)
-    prefix = keyspace.extents_prefix(key[len(keyspace.GARBAGE) + 8 :])
-    extents = await view.range(prefix, prefix_end(prefix))
+    if garbage.session and not writing:
+        session = await view.get(keyspace.session_key(garbage.session))
+        if session is not None:
+            return None, False
+    prefix = _extents_prefix(key)
+    extents = await view.range(prefix, prefix_end(prefix), limit=BLOCKS_PER_COMMIT)
+    more = len(extents) == BLOCKS_PER_COMMIT
+    # A run lies in one block only, so each is counted once.
     used: dict[bytes, None] = {}
     for extents_key, entry in extents:
         record = decoded(records.decode_extents, extents_key, entry.value)
         used.update(dict.fromkeys(extent.run for extent in record.extents))
+        view.delete(extents_key)
     run_keys = [keyspace.run_key(run) for run in used]
     dead: list[bytes] = []
     for run, run_key, found in zip(used, run_keys, await view.get_many(run_keys), strict=True):
@@ -296,30 +337,34 @@ async def _release_runs(view: View, key: bytes) -> GarbageRecord | None:
         view.put(run_key, records.encode(fewer))
         if fewer.dead:
             dead.append(run)
-    for extents_key, _ in extents:
-        view.delete(extents_key)
     garbage = msgspec.structs.replace(garbage, runs=(*garbage.runs, *dead))
-    if not garbage.runs:
+    if not garbage.runs and not more:
         view.delete(key)
     elif extents:
         view.put(key, records.encode(garbage))
-    return garbage
+    return garbage, more
+
+
+def _extents_prefix(garbage_key: bytes) -> bytes:
+    return keyspace.extents_prefix(garbage_key[len(keyspace.GARBAGE) + 8 :])
 
 
 async def _forget_run(
     view: View, garbage_key: bytes, run: bytes, partition: int, table_revision: int
 ) -> bool:
     """Removes a run whose chunks all holders have deleted, if these are still all holders."""
-    table = await view.get(keyspace.partition_key(partition))
-    if table is None or table.revision != table_revision:
+    page = await view.get(keyspace.partition_page_key(partition))
+    if page is None or page.revision != table_revision:
         return False
     run_key = keyspace.run_key(run)
     entry = await view.get(run_key)
     if entry is not None:
         record: RunRecord = decoded(records.decode_run, run_key, entry.value)
         view.delete(run_key)
-        for copies in range(record.replicas + 1):
-            view.delete(keyspace.repair_key(copies, run))
+        keys = [keyspace.repair_key(copies, run) for copies in range(record.replicas + 1)]
+        for key, repair in zip(keys, await view.peek_many(keys), strict=True):
+            if repair is not None:
+                view.delete(key)
     await _drop_from_garbage(view, garbage_key, run)
     return True
 
@@ -330,7 +375,8 @@ async def _drop_from_garbage(view: View, garbage_key: bytes, run: bytes) -> None
         return
     garbage = decoded(records.decode_garbage, garbage_key, found.value)
     left = tuple(other for other in garbage.runs if other != run)
-    if left:
+    prefix = _extents_prefix(garbage_key)
+    if left or await view.range(prefix, prefix_end(prefix), limit=1):
         view.put(garbage_key, records.encode(msgspec.structs.replace(garbage, runs=left)))
     else:
         view.delete(garbage_key)

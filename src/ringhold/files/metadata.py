@@ -144,6 +144,9 @@ def _check_parents(found: Walk, make_parents: bool) -> None:
 def _make_directories(view: View, actor: Actor, found: Walk, upto: int) -> int:
     """Creates the missing ones of the first `upto` directories; returns the last one's number."""
     directory = found.parent
+    if len(found.chain) <= upto:
+        # Those that are made carry their time themselves.
+        _touch_directory(view, actor, directory)
     for depth in range(len(found.chain) - 1, upto):
         ino = actor.next_ino()
         now_ns = actor.now_ns
@@ -153,7 +156,6 @@ def _make_directories(view: View, actor: Actor, found: Walk, upto: int) -> int:
         )  # fmt: skip
         _put_inode(view, ino, inode)
         _put_entry(view, directory, found.parts[depth], ino, FileKind.DIRECTORY)
-        _touch_directory(view, actor, directory)
         directory = ino
     return directory
 
@@ -205,7 +207,8 @@ async def put_file(
         ino = actor.next_ino()
         old = Inode(FileKind.FILE, FILE_MODE, actor.uid, actor.gid, 1, 0, now_ns, now_ns)
         _put_entry(view, directory, parts[-1], ino, FileKind.FILE)
-        _touch_directory(view, actor, directory)
+        if directory == found.parent:
+            _touch_directory(view, actor, directory)
     _discard_data(view, actor, ino, old, parts)
     inode = msgspec.structs.replace(
         old,
@@ -361,6 +364,7 @@ async def rename(
     view.delete(keyspace.entry_key(moved.parent, source[-1]))
     _put_entry(view, directory, target[-1], entry.ino, entry.kind)
     _touch_directory(view, actor, moved.parent)
-    _touch_directory(view, actor, directory)
+    if directory == place.parent:
+        _touch_directory(view, actor, directory)
     if entry.kind is FileKind.DIRECTORY and inode.parent != directory:
         _put_inode(view, entry.ino, msgspec.structs.replace(inode, parent=directory))

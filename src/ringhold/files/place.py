@@ -8,8 +8,8 @@ Getting: from one holder after the other until a copy verifies against the manif
 Chunks are immutable, so any copy that verifies is right and no quorum is read. A copy found
 missing or damaged on a node that is up is mended in the background (see `Mender`).
 
-The partition table is cached: a stale entry costs a try elsewhere or a refused commit, never a
-wrong answer, since a manifest's commit compares the entry unchanged.
+The partition table is cached by the page: a stale page costs a try elsewhere or a refused commit,
+never a wrong answer, since a manifest's commit compares the page unchanged.
 """
 
 from __future__ import annotations
@@ -21,15 +21,23 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ringhold.env import Buffer, Env
-from ringhold.errors import Closed, Corrupt, NodeDown, NoQuorum, RingholdError, Unavailable
+from ringhold.errors import (
+    Closed,
+    Corrupt,
+    NodeDown,
+    NoQuorum,
+    NotEnoughNodes,
+    RingholdError,
+    Unavailable,
+)
 from ringhold.files.contents import StagedRun
-from ringhold.files.records import RunRecord
+from ringhold.files.records import INLINE_BYTES_MAX, RunRecord
 from ringhold.files.stored import decoded, missing
 from ringhold.files.tasks import cancel_and_wait
 from ringhold.nodes import records as node_records
 from ringhold.nodes.base import ChunkId, Node
 from ringhold.nodes.chunk_file import read_range
-from ringhold.nodes.records import Holder, PartitionRecord
+from ringhold.nodes.records import Holder, Partition
 from ringhold.store import keyspace
 from ringhold.store.base import Store
 
@@ -96,15 +104,31 @@ class Placement:
         self._store = store
         self._env = env
         self._pool = pool
-        self._tables: dict[int, tuple[PartitionRecord, int]] = {}
+        self._pages: dict[bytes, tuple[tuple[Partition, ...], int]] = {}
         self._down_since: dict[Holder, int] = {}
 
-    async def table(self, partition: int, *, fresh: bool = False) -> tuple[PartitionRecord, int]:
-        """A partition's holders and the revision of their record. Corrupt when there is none."""
-        known = self._tables.get(partition)
-        if known is not None and not fresh:
-            return known
-        key = keyspace.partition_key(partition)
+    async def table(self, partition: int, *, fresh: bool = False) -> tuple[Partition, int]:
+        """A partition's holders and the revision of its page.
+
+        Corrupt when there is none, NotEnoughNodes in a cluster without nodes.
+        """
+        key = keyspace.partition_page_key(partition)
+        known = self._pages.get(key)
+        if known is None or fresh:
+            known = self._pages[key] = await self._read_page(key)
+        page, revision = known
+        table = page[partition % keyspace.PARTITIONS_PER_PAGE]
+        if not any(each.holders for each in page):
+            raise NotEnoughNodes(
+                f"the cluster was made without storage nodes: it keeps files of up to "
+                f"{INLINE_BYTES_MAX} bytes",
+                wanted=self.replicas,
+            )
+        if not table.holders:
+            raise Corrupt(f"partition {partition} has no holders", what=f"partition {partition}")
+        return table, revision
+
+    async def _read_page(self, key: bytes) -> tuple[tuple[Partition, ...], int]:
         snapshot = await self._store.snapshot()
         try:
             entry = await snapshot.get(key)
@@ -112,11 +136,7 @@ class Placement:
             await snapshot.close()
         if entry is None:
             raise missing(key)
-        record = decoded(node_records.decode_partition, key, entry.value)
-        if not record.holders:
-            raise Corrupt(f"partition {partition} has no holders", what=f"partition {partition}")
-        self._tables[partition] = (record, entry.revision)
-        return record, entry.revision
+        return decoded(node_records.decode_page, key, entry.value), entry.revision
 
     async def node(self, holder: Holder) -> Node:
         return await self._pool.get(holder.name, holder.incarnation)
@@ -133,8 +153,11 @@ class Placement:
             reached = self._count(run, number)
             if reached >= self.quorum:
                 return
-            # Perhaps they failed because they were replaced since the table was read.
-            if table is run.table and not await self._follow_table(run):
+            # Perhaps they failed because they were replaced since the table was read, and
+            # another chunk of the run may have found that out meanwhile.
+            if table is run.table:
+                await self._follow_table(run)
+            if table is run.table:
                 raise self._no_quorum(chunk, reached, faults)
 
     async def _put_missing(self, run: StagedRun, number: int, data: Buffer) -> list[Fault]:
@@ -148,7 +171,7 @@ class Placement:
         return faults
 
     async def follow(self, run: StagedRun) -> None:
-        """Reads the partition's record again and adds the copies it asks for; those placed stay.
+        """Reads the partition's page again and adds the copies it asks for; those placed stay.
 
         NoQuorum when its holders cannot be given W copies of every chunk.
         """
@@ -182,10 +205,12 @@ class Placement:
                 raise self._no_quorum(chunk, reached, faults)
 
     async def _follow_table(self, run: StagedRun) -> bool:
+        """Whether the run's partition has other holders than were known."""
         table, revision = await self.table(run.partition, fresh=True)
-        if revision == run.table_revision:
+        run.table_revision = revision
+        if table == run.table:
             return False
-        run.table, run.table_revision = table, revision
+        run.table = table
         return True
 
     @staticmethod
@@ -293,7 +318,7 @@ class Placement:
                 raise
         return await self._get_from(ref, offset, length, self._by_nearness(ref, table))
 
-    def _by_nearness(self, ref: ChunkRef, table: PartitionRecord) -> list[Holder]:
+    def _by_nearness(self, ref: ChunkRef, table: Partition) -> list[Holder]:
         # The rest of the partition comes last: a table that grew or shrank leaves good
         # copies on members that are no longer this chunk's holders.
         holders = table.for_chunk(ref.chunk.number, ref.replicas)
@@ -314,7 +339,7 @@ class Placement:
                 raise
             except (RingholdError, OSError) as error:
                 # Perhaps it is not down but replaced: the next one to ask reads the table anew.
-                self._tables.pop(ref.partition, None)
+                self._pages.pop(keyspace.partition_page_key(ref.partition), None)
                 self._note(holder, error)
                 faults.append(Fault(holder, False, error))
             else:

@@ -62,7 +62,11 @@ class Extent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Extents(msgspec.Struct, frozen=True, array_like=True):
-    """Key X<data><block>; sorted, without overlap. What no extent covers reads as zeros."""
+    """Key X<data><block>; sorted, without overlap. What no extent covers reads as zeros.
+
+    A run of a data id lies in one of its blocks only, so that blocks can be copied and deleted
+    one after the other, each run counted once.
+    """
 
     extents: tuple[Extent, ...]
 
@@ -85,12 +89,16 @@ class RunRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GarbageRecord(msgspec.Struct, frozen=True, array_like=True):
-    """Key G<deleted ms><data>. `path` is where the file was, `runs` set once they are dead."""
+    """Key G<deleted ms><data>. `path` is where the file was, `runs` are dead and not yet gone.
+
+    With a `session`, the data is not deleted but being written by it: see `staging`.
+    """
 
     ino: int
     path: bytes
     size: int
     runs: tuple[bytes, ...] = ()
+    session: bytes = b""
 
 
 class RepairRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -32,7 +32,7 @@ from ringhold.files.survey import (
     take_inventory,
 )
 from ringhold.files.tasks import for_each
-from ringhold.nodes.records import Holder, PartitionRecord
+from ringhold.nodes.records import Holder, Partition
 from ringhold.store import keyspace
 from ringhold.store.base import Store
 from ringhold.store.view import View, transact
@@ -131,7 +131,7 @@ class Repairer:
         report.unreachable = sorted({holder.name for holder in inventory.unreachable})
         return report
 
-    async def _repair_noted(self, tables: dict[int, PartitionRecord], inventory: Inventory) -> None:
+    async def _repair_noted(self, tables: dict[int, Partition], inventory: Inventory) -> None:
         """The runs that have a repair record, those with fewest copies first."""
         async for page in pages(self._store, keyspace.REPAIR):
             for key, entry in page:
@@ -149,7 +149,7 @@ class Repairer:
         self,
         run: bytes,
         record: RunRecord,
-        tables: dict[int, PartitionRecord],
+        tables: dict[int, Partition],
         inventory: Inventory,
     ) -> bool:
         """Whether a holder of the run did not say what it has."""
@@ -176,7 +176,7 @@ class Repairer:
 
         await transact(self._store, self._env, operation)
 
-    async def _repair_found(self, tables: dict[int, PartitionRecord], inventory: Inventory) -> None:
+    async def _repair_found(self, tables: dict[int, Partition], inventory: Inventory) -> None:
         gaps: list[Gap] = []
         async for run, record in live_runs(self._store):
             gaps += self._gaps(run, record, tables, inventory)
@@ -217,7 +217,7 @@ class Repairer:
     def _gaps(
         run: bytes,
         record: RunRecord,
-        tables: dict[int, PartitionRecord],
+        tables: dict[int, Partition],
         inventory: Inventory,
     ) -> list[Gap]:
         """The chunks of a run that holders which are up lack, as the inventory saw it."""

@@ -27,7 +27,7 @@ from ringhold.errors import (
     TransactionTooLarge,
 )
 from ringhold.files.core import FileCore
-from ringhold.files.stored import what_changed
+from ringhold.files.tree import what_others_changed
 from ringhold.store import keyspace
 from ringhold.store.base import Born, Snapshot
 from ringhold.store.view import View, commit_known
@@ -98,7 +98,7 @@ class FileTransaction:
                 await commit_known(view, self.core.store, self.core.env, nonce)
         except Conflict as error:
             self.core.rolled_back(view)
-            raise _aborted(error) from error
+            raise await _aborted(view, error) from error
         except InvalidInput as error:
             self.core.rolled_back(view)
             reason = str(error)
@@ -143,8 +143,8 @@ def loss_behind(conflict: Conflict) -> RingholdError | None:
     return None
 
 
-def _aborted(conflict: Conflict) -> RingholdError:
-    reason = f"{what_changed(conflict)} since it was read"
+async def _aborted(view: View, conflict: Conflict) -> RingholdError:
+    reason = f"{await what_others_changed(view, conflict)} since it was read"
     return loss_behind(conflict) or TransactionAborted(
         f"file transaction aborted: {reason}", reason=reason, retryable=True
     )

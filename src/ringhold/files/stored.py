@@ -39,8 +39,9 @@ def describe_key(key: bytes) -> str:
             return f"block {int.from_bytes(rest[16:], 'big')} of file data {rest[:16].hex()}"
         case keyspace.RUN if rest:
             return f"file data in run {rest.hex()}"
-        case keyspace.PARTITION if len(rest) == 2:
-            return f"partition {int.from_bytes(rest, 'big')}"
+        case keyspace.PARTITION_PAGE if len(rest) == 1:
+            first = rest[0] * keyspace.PARTITIONS_PER_PAGE
+            return f"partitions {first} … {first + keyspace.PARTITIONS_PER_PAGE - 1}"
         case keyspace.NODE if rest:
             return f"node {decode_name(rest)!r}"
         case keyspace.KEY_VALUE if rest:
@@ -58,13 +59,13 @@ def describe_key(key: bytes) -> str:
     return f"{letter.decode('ascii', 'replace')}:{rest.hex()}"
 
 
-def what_changed(conflict: Conflict) -> str:
-    """What the compare that did not hold was about."""
+def what_changed(conflict: Conflict, path: str | None = None) -> str:
+    """What the compare that did not hold was about: `path` if it is given."""
     match conflict.compare:
         case Absent(key=key) | Unchanged(key=key) | Born(key=key):
-            return f"{describe_key(key)} was changed by others"
+            return f"{path or describe_key(key)} was changed by others"
         case Empty(start=start) | NoneBornAfter(start=start):
-            return f"{describe_key(start)} was added to by others"
+            return f"{path or describe_key(start)} was added to by others"
     return "something was changed by others"
 
 

@@ -16,7 +16,7 @@ from ringhold.files.tasks import for_each
 from ringhold.nodes import records as node_records
 from ringhold.nodes.base import ChunkId, ChunkState, Node
 from ringhold.nodes.chunk_file import verify_part
-from ringhold.nodes.records import Holder, PartitionRecord
+from ringhold.nodes.records import Holder, Partition
 from ringhold.store import keyspace
 from ringhold.store.base import KEY_BYTES_MAX, Snapshot, Store, prefix_end
 from ringhold.types import Entry
@@ -116,16 +116,21 @@ async def pages(store: Store, prefix: bytes) -> AsyncIterator[list[tuple[bytes, 
         position = page[-1][0] + b"\0"
 
 
-async def read_tables(snapshot: Snapshot) -> dict[int, PartitionRecord]:
-    """Every partition's record."""
-    tables: dict[int, PartitionRecord] = {}
-    async for key, entry in entries(snapshot, keyspace.PARTITION):
-        partition = int.from_bytes(key[len(keyspace.PARTITION) :], "big")
-        tables[partition] = decoded(node_records.decode_partition, key, entry.value)
+async def read_tables(snapshot: Snapshot) -> dict[int, Partition]:
+    """Every partition."""
+    tables: dict[int, Partition] = {}
+    async for key, entry in entries(snapshot, keyspace.PARTITION_PAGE):
+        tables.update(numbered(key, decoded(node_records.decode_page, key, entry.value)))
     return tables
 
 
-async def tables_now(store: Store) -> dict[int, PartitionRecord]:
+def numbered(key: bytes, page: Sequence[Partition]) -> dict[int, Partition]:
+    """The partitions of the page under `key` by their numbers."""
+    first = key[len(keyspace.PARTITION_PAGE)] * keyspace.PARTITIONS_PER_PAGE
+    return dict(enumerate(page, first))
+
+
+async def tables_now(store: Store) -> dict[int, Partition]:
     snapshot = await store.snapshot()
     try:
         return await read_tables(snapshot)
@@ -133,7 +138,7 @@ async def tables_now(store: Store) -> dict[int, PartitionRecord]:
         await snapshot.close()
 
 
-def holders_of(tables: dict[int, PartitionRecord]) -> list[Holder]:
+def holders_of(tables: dict[int, Partition]) -> list[Holder]:
     """Every node that holds a partition, by name."""
     found = {holder for table in tables.values() for holder in table.holders}
     return sorted(found, key=by_name)
@@ -190,7 +195,7 @@ async def _against_manifest(node: Node, ref: ChunkRef, state: ChunkState) -> Chu
 
 
 def due_chunks(
-    runs: Sequence[tuple[bytes, RunRecord]], tables: dict[int, PartitionRecord]
+    runs: Sequence[tuple[bytes, RunRecord]], tables: dict[int, Partition]
 ) -> dict[Holder, list[ChunkRef]]:
     """Which chunks of `runs` should lie on which node; the nodes by name."""
     due: dict[Holder, list[ChunkRef]] = {}

@@ -6,16 +6,19 @@ whole chain unchanged; see `metadata` for what follows from that.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import stat as stat_bits
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ringhold.errors import ChecksumMismatch
+import msgspec
+
+from ringhold.errors import ChecksumMismatch, Conflict
 from ringhold.files import records
 from ringhold.files.paths import Parts, file_error, join_path
 from ringhold.files.records import ROOT_INO, DirectoryEntry, FileKind, Inode
-from ringhold.files.stored import decoded, describe_key, missing
+from ringhold.files.stored import decoded, describe_key, missing, what_changed
 from ringhold.store import keyspace
 from ringhold.store.base import prefix_end
 from ringhold.store.paging import in_pieces
@@ -191,3 +194,32 @@ async def read_inode(view: View, ino: int) -> Inode:
     if found is None:
         raise missing(key)
     return decoded(records.decode_inode, key, found.value)
+
+
+async def what_others_changed(view: View, conflict: Conflict) -> str:
+    """As `what_changed`, by its path where `view` has read all names along it."""
+    key = getattr(conflict.compare, "key", b"") or getattr(conflict.compare, "start", b"")
+    return what_changed(conflict, await _known_path(view, key))
+
+
+async def _known_path(view: View, key: bytes) -> str | None:
+    """The path that an inode or an entry is of; reads nothing."""
+    if not key.startswith((keyspace.INODE, keyspace.DIRECTORY_ENTRY)):
+        return None
+    entries: dict[int, bytes] = {}
+    async for piece in in_pieces(list(view.reads.items())):
+        for read, found in piece:
+            if found is not None and read.startswith(keyspace.DIRECTORY_ENTRY):
+                # What is damaged was told when it was read.
+                with contextlib.suppress(msgspec.MsgspecError):
+                    entries[records.decode_entry(found.value).ino] = read
+    names: list[bytes] = []
+    while True:
+        ino, name = int.from_bytes(key[1:9], "big"), key[9:]
+        if name:
+            names.insert(0, name)
+        if ino == ROOT_INO:
+            return join_path(tuple(names))
+        if ino not in entries:
+            return None
+        key = entries.pop(ino)

@@ -199,13 +199,14 @@ class FileWriter:
     def open(self) -> bool:
         return self._state is _State.OPEN
 
-    def _check_open(self) -> None:
-        if self._state is not _State.OPEN:
+    def check_open(self) -> None:
+        """Closed once it was ended, by its user or with the cluster."""
+        if not self.open:
             raise Closed(f"{self.path} is not open for writing: {self._state.value}")
 
     async def write(self, data: Buffer) -> None:
         """Appends `data`. After an error or a cancellation nothing can be made of the file."""
-        self._check_open()
+        self.check_open()
         try:
             await self._stream.write(data)
         except BaseException:
@@ -217,7 +218,7 @@ class FileWriter:
         """Makes the file visible. A second call does nothing; Closed after a discard."""
         if self._state is _State.PUBLISHED:
             return
-        self._check_open()
+        self.check_open()
         self._state = _State.CLOSING
         try:
             contents = await self._stream.finish()

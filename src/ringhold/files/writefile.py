@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import io
 import logging
 import warnings
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ringhold.env import Buffer
+from ringhold.errors import Closed
 from ringhold.files.leaving import blocks_being_left, left_by_exception
 from ringhold.files.readfile import Runner
 from ringhold.files.write import FileWriter, contiguous
@@ -38,6 +40,11 @@ class _Publishing(io.RawIOBase):
     @abc.abstractmethod
     def discard(self) -> None:
         """Ends the file without publishing it."""
+
+    def _mark_closed(self) -> None:
+        # `close` calls `flush`, which raises once the cluster is closed, and is done all the same.
+        with contextlib.suppress(Closed):
+            super().close()
 
     def __exit__(
         self,
@@ -80,7 +87,7 @@ class WriteFile(_Publishing):
 
     def write(self, data: Buffer, /) -> int:  # type: ignore[override]
         """Takes all of `data`; returns its length in bytes."""
-        self._check_open()
+        self.check_open()
         self._runner.check_process()
         data = contiguous(data)
         length = memoryview(data).nbytes
@@ -99,13 +106,15 @@ class WriteFile(_Publishing):
             await self._writer.write(pending)
         await self._writer.write(data)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """ValueError after `close` or `discard`; Closed once the cluster was closed."""
         if self.closed:
             raise ValueError("I/O operation on closed file.")
+        self._writer.check_open()
 
     def flush(self, force: bool = False) -> None:
         """Does nothing, with `force` neither: a file becomes durable and visible by `close`."""
-        self._check_open()
+        self.check_open()
 
     def read(self, size: int | None = -1, /) -> bytes:
         raise self._not_readable()
@@ -143,13 +152,13 @@ class WriteFile(_Publishing):
         self.close()
 
     def _end(self, ending: Coroutine[Any, Any, None]) -> None:
-        super().close()
+        self._mark_closed()
         self._opened_below = ()
         self._runner.run(ending)
 
     def __del__(self) -> None:
         if not self.closed:
-            super().close()
+            self._mark_closed()
             _collected(self, self._writer, self._runner)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -217,6 +226,7 @@ class CompressedFile(_Publishing):
         return True
 
     def write(self, data: Buffer, /) -> int:  # type: ignore[override]
+        self._file.check_open()
         data = contiguous(data)
         self._compressor.write(data)
         return memoryview(data).nbytes
@@ -233,7 +243,7 @@ class CompressedFile(_Publishing):
 
     def close(self) -> None:
         if not self.closed:
-            super().close()
+            self._mark_closed()
             try:
                 self._compressor.close()
             except BaseException:
@@ -243,12 +253,12 @@ class CompressedFile(_Publishing):
 
     def discard(self) -> None:
         if not self.closed:
-            super().close()
+            self._mark_closed()
             self._file.discard()
 
     def __del__(self) -> None:
         if not self.closed:
-            super().close()
+            self._mark_closed()
             self._file.__del__()
 
 

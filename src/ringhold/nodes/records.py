@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
+
+from ringhold.store.keyspace import PARTITIONS_PER_PAGE
+
+FORMAT = 2
+"""Of everything below the keys of the store. In format 1 each partition had a key of its own."""
 
 
 class ClusterRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -12,6 +19,7 @@ class ClusterRecord(msgspec.Struct, frozen=True, array_like=True):
     replicas: int
     chunk_bytes: int
     created_s: float
+    format: int = 1
 
 
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -35,8 +43,8 @@ class Holder(msgspec.Struct, frozen=True, array_like=True):
     incarnation: int
 
 
-class PartitionRecord(msgspec.Struct, frozen=True, array_like=True):
-    """Key P<partition>. Chunk n of a run lies on holders n, n+1, … (modulo their count)."""
+class Partition(msgspec.Struct, frozen=True):
+    """Who holds it. Chunk n of a run lies on holders n, n+1, … (modulo their count)."""
 
     holders: tuple[Holder, ...]
 
@@ -45,7 +53,48 @@ class PartitionRecord(msgspec.Struct, frozen=True, array_like=True):
         return tuple(self.holders[(number + i) % count] for i in range(min(replicas, count)))
 
 
+class PartitionPage(msgspec.Struct, frozen=True, array_like=True):
+    """Key P<page>: PARTITIONS_PER_PAGE partitions, their holders by their places in `nodes`.
+
+    A key for each of the 4096 partitions would be too many for a transaction of etcd whenever a
+    node is replaced. A page has at most 420 KB: 1024 nodes with the longest names, each of which
+    holds every partition.
+    """
+
+    nodes: tuple[Holder, ...]
+    partitions: tuple[tuple[int, ...], ...]
+
+
 encode = msgspec.msgpack.Encoder().encode
 decode_cluster = msgspec.msgpack.Decoder(ClusterRecord).decode
 decode_node = msgspec.msgpack.Decoder(NodeRecord).decode
-decode_partition = msgspec.msgpack.Decoder(PartitionRecord).decode
+_decode_page = msgspec.msgpack.Decoder(PartitionPage).decode
+
+
+def encode_page(partitions: Sequence[Partition]) -> bytes:
+    """The record of PARTITIONS_PER_PAGE partitions that follow each other."""
+    places: dict[Holder, int] = {}
+    for partition in partitions:
+        for holder in partition.holders:
+            places.setdefault(holder, len(places))
+    return encode(
+        PartitionPage(
+            tuple(places),
+            tuple(tuple(places[holder] for holder in each.holders) for each in partitions),
+        )
+    )
+
+
+def decode_page(value: bytes) -> tuple[Partition, ...]:
+    """The partitions of a page, in order. MsgspecError for what is no page."""
+    page = _decode_page(value)
+    if len(page.partitions) != PARTITIONS_PER_PAGE:
+        raise msgspec.ValidationError(
+            f"{len(page.partitions)} partitions in a page instead of {PARTITIONS_PER_PAGE}"
+        )
+    for places in page.partitions:
+        if not all(0 <= place < len(page.nodes) for place in places):
+            raise msgspec.ValidationError(f"a holder beyond the page's {len(page.nodes)} nodes")
+    return tuple(
+        Partition(tuple(page.nodes[place] for place in places)) for places in page.partitions
+    )

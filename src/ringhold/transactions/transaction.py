@@ -33,7 +33,7 @@ from ringhold.errors import (
     TransactionTooLarge,
 )
 from ringhold.files.scope import loss_behind
-from ringhold.files.stored import what_changed
+from ringhold.files.tree import what_others_changed
 from ringhold.locks.arguments import user_name
 from ringhold.locks.fence import admit, check_token, holder_born
 from ringhold.store import kv
@@ -246,7 +246,7 @@ class Transaction:
             raise
         except RingholdError as error:
             status = TransactionStatus.ABORTED
-            refusal = self._refused(error)
+            refusal = await self._refused(error, view)
             if refusal is None:
                 raise
             raise refusal from error
@@ -254,14 +254,15 @@ class Transaction:
             self._end(status)
             await self._drop()
 
-    def _refused(self, error: RingholdError) -> RingholdError | None:
+    async def _refused(self, error: RingholdError, view: View) -> RingholdError | None:
         """What a failed commit means to the transaction; None when the error says it itself."""
         match error:
             case Conflict():
                 guard = self._guarding.get(error.compare)
                 if guard is not None:
                     return self._unguarded(guard)
-                return loss_behind(error) or self._lost_to(_what_changed(error))
+                lost = loss_behind(error)
+                return lost or self._lost_to(await _what_changed(view, error))
             case Compacted() | SessionExpired():
                 return self._lost_to(str(error))
             case InvalidInput():
@@ -333,11 +334,11 @@ class Transaction:
             await self.commit()
 
 
-def _what_changed(conflict: Conflict) -> str:
+async def _what_changed(view: View, conflict: Conflict) -> str:
     key = getattr(conflict.compare, "key", b"")
     if key.startswith(KEY_VALUE):
         return f"key {kv.user_key(key)!r} was changed by others since it was read"
-    return what_changed(conflict)
+    return await what_others_changed(view, conflict)
 
 
 class TransactionKeyValue:
