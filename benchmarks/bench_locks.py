@@ -24,8 +24,10 @@ from typing import Any
 
 import filelock
 import pytest
+from etcd_servers import shared_etcd
 
 import ringhold
+from etcd_peers import PlainLock
 from lock_partners import PATIENCE_S, Partner, now_ms, partners
 from pairs import FULL, ROUNDS, figure, in_turns, report
 
@@ -111,6 +113,7 @@ def in_nanoseconds(benchmark: Any, seconds: dict[str, list[float]], name: str) -
 
 
 CACHED = "cached cluster lock"
+CACHED_ON_ETCD = "cached cluster lock on etcd"
 CACHED_ASYNC = "cached cluster lock, asyncio"
 
 
@@ -188,6 +191,29 @@ def test_a_pair_of_a_cached_lock_beside_redis(benchmark: Any, tmp_path: Path) ->
         ways = {CACHED: ClusterPairs(cluster).run, "redis-py": redis_pairs}
         seconds = benchmark.pedantic(in_turns, (ways,), rounds=1)
     report(benchmark, seconds, [(CACHED, "redis-py")], PAIRS, "pairs")
+
+
+def test_a_pair_of_a_cached_lock_on_etcd(benchmark: Any, tmp_path: Path) -> None:
+    """Beside etcd's own lock service, of the same member."""
+    server = shared_etcd("distro", 1, fsync=True)
+    nodes = [ringhold.NodeSpec("n1", path=str(tmp_path / "n1"))]
+    plain = PlainLock(server.endpoints[0])
+    with ringhold.create(server.url(f"bench-{tmp_path.name}"), nodes=nodes) as cluster:
+        pairs = ClusterPairs(cluster)
+        few = max(2, PAIRS // 100)
+        ways = {
+            CACHED_ON_ETCD: pairs.run,
+            # So many fewer that both take about as long; the report takes that into account.
+            "plain etcd lock": lambda _: plain.pairs(few),
+        }
+        seconds = benchmark.pedantic(in_turns, (ways,), rounds=1)
+        for number in range(ROUNDS):
+            pairs.counted(number)
+    plain.close()
+    seconds["plain etcd lock"] = [taken / few * PAIRS for taken in seconds["plain etcd lock"]]
+    report(benchmark, seconds, [(CACHED_ON_ETCD, "plain etcd lock")], PAIRS, "pairs")
+    in_nanoseconds(benchmark, seconds, CACHED_ON_ETCD)
+    figure(benchmark, "etcd commits per pair of a cached lock", pairs.commits, "commits")
 
 
 def test_the_first_acquire_of_a_name(benchmark: Any, tmp_path: Path) -> None:

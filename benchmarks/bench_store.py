@@ -4,7 +4,7 @@ Peers, in the same run, in turns: SQLite through apsw alone with the statements 
 (write-ahead log, synchronous=FULL) and without checksums, and appends of the same size with
 fdatasync. Each round commits the same number of puts, each durable before the next begins,
 except in the concurrent round. What was timed is checked afterwards: every commit must be in
-the database.
+the database. The store on etcd has one member of etcd beside it, and bare puts of grpcio.
 
 Ours, from the inside out: `apply` called by the benchmark itself; the engine's commit on the
 calling thread; ``cluster.kv.put`` of the blocking face, which adds a nonce; and the engine's commit
@@ -20,6 +20,7 @@ the smallest and largest; above 1 means faster than the peer.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +28,16 @@ from typing import Any
 
 import apsw
 import pytest
+from etcd_servers import Etcd, shared_etcd
 from races import Syncs, compiled_counter, raced
 
 import ringhold
+from etcd_peers import AsyncPuts, BarePuts
 from pairs import FULL, Seconds, figure, in_turns, report
 from ringhold.env import real_env
 from ringhold.store import lock_files
 from ringhold.store.base import Absent, Put, Store, run_direct
+from ringhold.store.etcd import open_etcd_store, parse_etcd_url
 from ringhold.store.requests import checked_commit
 from ringhold.store.sqlite import open_sqlite_store
 from ringhold.store.sqlite.apply import Now, apply
@@ -48,7 +52,9 @@ RACES = 5 if FULL else 1
 RACE_S = 3.0 if FULL else 0.2
 RACERS = 4 if FULL else 2
 CONCURRENT = 32
+ETCD_WIDTH = 16
 VALUE = b"v" * 100
+_names = itertools.count()
 
 
 def key(number: int) -> bytes:
@@ -134,9 +140,9 @@ class Appends:
 class Blocking:
     """The engine on the calling thread, which leads each commit itself."""
 
-    def __init__(self, runner: asyncio.Runner, directory: Path):
+    def __init__(self, runner: asyncio.Runner, store: Any):
         self.runner = runner
-        self.store: Any = runner.run(open_sqlite_store(str(directory), real_env(), create=True))
+        self.store = store
 
     def run(self, start: int, count: int) -> None:
         commit = self.store.direct.commit
@@ -168,6 +174,19 @@ class Face:
         self.cluster.close()
 
 
+def embedded(runner: asyncio.Runner, directory: Path) -> Store:
+    return runner.run(open_sqlite_store(str(directory), real_env(), create=True))
+
+
+def on_etcd(runner: asyncio.Runner) -> Store:
+    address = parse_etcd_url(server().url(f"bench-{next(_names)}"))
+    return runner.run(open_etcd_store(address, real_env(), create=True))
+
+
+def server() -> Etcd:
+    return shared_etcd("distro", 1, fsync=True)
+
+
 def rows(runner: asyncio.Runner, store: Store) -> int:
     async def found() -> int:
         snapshot = await store.snapshot()
@@ -182,10 +201,10 @@ def rows(runner: asyncio.Runner, store: Store) -> int:
 class Asyncio:
     """The engine by tasks: through its queue and thread, `width` commits at a time."""
 
-    def __init__(self, runner: asyncio.Runner, directory: Path, width: int):
+    def __init__(self, runner: asyncio.Runner, store: Store, width: int):
         self.runner = runner
         self.width = width
-        self.store: Store = runner.run(open_sqlite_store(str(directory), real_env(), create=True))
+        self.store = store
 
     def run(self, start: int, count: int) -> None:
         self.runner.run(self._run(start, count))
@@ -237,9 +256,9 @@ def test_commits_one_at_a_time(benchmark: Any, tmp_path: Path) -> None:
             "raw fdatasync": Appends(tmp_path),
             "bare apsw": Bare(tmp_path / "bare"),
             "apply": Direct(tmp_path / "direct"),
-            "blocking": Blocking(runner, tmp_path / "blocking"),
+            "blocking": Blocking(runner, embedded(runner, tmp_path / "blocking")),
             "kv.put": Face(tmp_path / "face"),
-            "asyncio": Asyncio(runner, tmp_path / "asyncio", 1),
+            "asyncio": Asyncio(runner, embedded(runner, tmp_path / "asyncio"), 1),
         }
         seconds = benchmark.pedantic(measured, (contenders, COMMITS), rounds=1)
         for name in ("blocking", "kv.put", "asyncio"):
@@ -251,14 +270,38 @@ def test_commits_one_at_a_time(benchmark: Any, tmp_path: Path) -> None:
 
 def test_commits_at_once(benchmark: Any, tmp_path: Path) -> None:
     with asyncio.Runner() as runner:
-        one = Asyncio(runner, tmp_path / "one", 1)
-        many = Asyncio(runner, tmp_path / "many", CONCURRENT)
+        one = Asyncio(runner, embedded(runner, tmp_path / "one"), 1)
+        many = Asyncio(runner, embedded(runner, tmp_path / "many"), CONCURRENT)
         name = f"{CONCURRENT} at once"
         contenders = {"one at a time": one, name: many}
         seconds = benchmark.pedantic(measured, (contenders, COMMITS * 2), rounds=1)
         one.close()
         many.close()
     report(benchmark, seconds, [(name, "one at a time")], COMMITS * 2, "commits")
+
+
+def test_commits_on_etcd(benchmark: Any) -> None:
+    with asyncio.Runner() as runner:
+        contenders = {
+            "bare etcd put": BarePuts(server().endpoints[0], VALUE),
+            "bare etcd put, asyncio": AsyncPuts(runner, server().endpoints[0], VALUE, 1),
+            f"bare etcd put, {ETCD_WIDTH} at once": AsyncPuts(
+                runner, server().endpoints[0], VALUE, ETCD_WIDTH
+            ),
+            "on etcd, blocking": Blocking(runner, on_etcd(runner)),
+            "on etcd, asyncio": Asyncio(runner, on_etcd(runner), 1),
+            f"on etcd, {ETCD_WIDTH} at once": Asyncio(runner, on_etcd(runner), ETCD_WIDTH),
+        }
+        seconds = benchmark.pedantic(measured, (contenders, COMMITS), rounds=1)
+        for contender in contenders.values():
+            contender.close()
+    pairs = [
+        ("on etcd, blocking", "bare etcd put"),
+        ("on etcd, asyncio", "bare etcd put, asyncio"),
+        (f"on etcd, {ETCD_WIDTH} at once", "on etcd, asyncio"),
+        (f"bare etcd put, {ETCD_WIDTH} at once", "bare etcd put, asyncio"),
+    ]
+    report(benchmark, seconds, pairs, COMMITS, "commits")
 
 
 @pytest.mark.parametrize("kind", ["thread", "task"])

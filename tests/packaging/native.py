@@ -38,4 +38,4 @@ def run_tests(directory: Path) -> None:
     found = re.search(r"Total Tests: (\d+)", listed)
     assert found is not None
     assert int(found[1]) == len(sources), listed
-    run("ctest", "--test-dir", str(directory), "--output-on-failure")
+    run("ctest", "--test-dir", str(directory), "--output-on-failure", "--parallel", "2")

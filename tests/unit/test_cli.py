@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_servers import Etcd, etcd
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -62,6 +64,12 @@ def test_init_takes_nodes_in_directories_with_zones(run: Run, tmp_path: Path) ->
         ("init", "c", "--chunk-size", "1000"),
         ("init", "c", "--node", "a", "--node", "a"),
         ("init", "c", "--nodes", "0"),
+        ("init", "c", "--nodes", "three"),
+        ("init", "c", "--nodes", "2", "--node", "a"),
+        ("init", "etcd://h/c", "--nodes", "2"),
+        ("init", "etcd://h/c", "--node", "a"),
+        ("init", "etcd://h/c", "--node", "a=relative"),
+        ("init", "etcd://h"),
         ("node", "--data", "d", "--listen", "nowhere"),
         ("node", "--data", "d", "--listen", "192.0.2.1:0"),
         ("node", "--data", "d", "--replace", "n1"),
@@ -136,3 +144,71 @@ def test_fsck_exits_4_when_a_copy_is_gone(run: Run, cluster: str, tmp_path: Path
 
 def test_version(run: Run) -> None:
     assert run("--version").stdout.strip() == b"0.1.0"
+
+
+# -- in etcd
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Etcd]:
+    with etcd("distro") as server:
+        server.enable_auth("app", "s3cret")
+        yield server
+
+
+@contextmanager
+def node(directory: Path, *options: str) -> Iterator[str]:
+    """The address of a daemon."""
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "ringhold.cli", "node", "--data", str(directory), *options],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert daemon.stdout is not None
+        yield json.loads(daemon.stdout.readline())["address"]
+    finally:
+        daemon.terminate()
+        daemon.communicate()
+
+
+def test_a_cluster_in_etcd_on_the_command_line(run: Run, guarded: Etcd, tmp_path: Path) -> None:
+    url = guarded.url("cli", user="app", password="s3cret")
+    shown: list[bytes] = []
+    with ExitStack() as daemons:
+        a, b = (daemons.enter_context(node(tmp_path / name)) for name in "ab")
+        missing = run("status", "-c", url, code=1)
+        assert b"ringhold init etcd://" in missing.stderr
+        made = run("init", url, "--nodes", f"a={a}@x,b={b}@y", "--replicas", "2")
+        (tmp_path / "file").write_bytes(bytes(100_000))
+        run("fs", "put", "file", "/file", "-c", url)
+        assert run("fs", "cat", "/file", "-c", url).stdout == bytes(100_000)
+        status = run("status", "-c", url)
+        shown += [missing.stderr, made.stdout, status.stdout]
+        found = told(run("status", "-c", url, "--json"))
+        assert [
+            (node["name"], node["zone"], node["address"], node["up"]) for node in found["nodes"]
+        ] == [("a", "x", a, True), ("b", "y", b, True)]
+        shown.append(json.dumps(found).encode())
+        assert run("lock", "l", "-c", url, "--", "echo", "held").stdout == b"held\n"
+        new = daemons.enter_context(node(tmp_path / "c", "--replace", "a", "-c", url))
+        nodes = told(run("status", "-c", url, "--json"))["nodes"]
+        assert [(node["address"], node["incarnation"]) for node in nodes] == [(new, 2), (b, 1)]
+        again = run("init", url, "--node", f"a={a}", code=1)
+        shown.append(again.stderr)
+    assert all(b"etcd://app@" in text for text in shown[1:])
+    assert not [text for text in shown if b"s3cret" in text]
+
+
+def test_a_cluster_without_nodes_says_so(run: Run, guarded: Etcd) -> None:
+    url = guarded.url("bare", user="app", password="s3cret")
+    made = run("init", url).stdout.split()
+    assert made[-4:] == [b"0", b"nodes,", b"1", b"copy"]
+    told = b" ".join(run("status", "-c", url).stdout.split())
+    assert b": 1 copy of every chunk" in told
+    assert told.endswith(b"It has no nodes, and keeps files of up to 4096 bytes.")
+
+
+def test_an_etcd_that_is_not_there_exits_3(run: Run) -> None:
+    finished = run("status", "-c", "etcd://127.0.0.1:1/c", code=3)
+    assert b"127.0.0.1:1" in finished.stderr
+    assert b"Traceback" not in finished.stderr

@@ -186,7 +186,7 @@ def _opened(url: str, session_ttl: float) -> Iterator[ringhold.Cluster]:
         try:
             cluster.close()
         except RingholdError as error:
-            _say(f"closing {url}: {error}")
+            _say(f"closing {cluster.url}: {error}")
 
 
 def _held_by(cluster: ringhold.Cluster, name: str) -> str:

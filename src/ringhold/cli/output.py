@@ -64,3 +64,8 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def counted(count: int, one: str, several: str) -> str:
+    """ "1 copy", "2 copies"."""
+    return f"{count} {one if count == 1 else several}"

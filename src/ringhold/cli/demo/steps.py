@@ -39,10 +39,14 @@ def check(condition: bool, claim: str) -> None:
 
 @dataclass
 class Demo:
-    """The state that steps hand on. `rows` is the table of what was done and measured."""
+    """The state that steps hand on. `rows` is the table of what was done and measured.
+
+    url: of the cluster to be made
+    """
 
     source: str
     directory: str
+    url: str
     rows: list[tuple[str, str]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     bytes_total: int = 0
@@ -51,10 +55,6 @@ class Demo:
         self.nodes = Nodes(os.path.join(self.directory, "nodes"))
         self.cluster: Any = None
         self.processes: list[Process] = []
-
-    @property
-    def url(self) -> str:
-        return os.path.join(self.directory, "cluster")
 
     def note(self, what: str, figure: str) -> None:
         self.rows.append((what, figure))
@@ -139,6 +139,7 @@ def show_spread(demo: Demo, progress: TransferProgress) -> None:
     for node in status.nodes:
         zones.setdefault(node.zone, []).append(chunks[node.name])
     sums = {zone: sum(counts) for zone, counts in zones.items()}
+    check(any(sums.values()), "some file has more than 4096 bytes, which nodes hold")
     check(len(set(sums.values())) == 1, f"every zone holds one copy of every chunk ({sums})")
     uneven = max(
         abs(count * len(counts) / sums[zone] - 1)
