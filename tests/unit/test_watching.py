@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -166,48 +166,56 @@ def test_own_commits_wake_only_the_watches_they_concern(
     asyncio.run(main())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+async def poll(store: SqliteStore) -> None:
+    """One poll, and whatever it woke has looked and waits again."""
+    store._watches._poll()
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
-async def polled(store: SqliteStore) -> None:
-    """Until the store has looked as far as the newest revision."""
-    snapshot = await store.snapshot()
-    await until(lambda: store._watches._polled >= snapshot.revision)
-    await snapshot.close()
+@asynccontextmanager
+async def polled_by_hand(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[SqliteStore, SqliteStore]]:
+    """Two openings without bells, a short log, and no poll but those the test makes."""
+    monkeypatch.setattr("ringhold.store.sqlite.watching.POLL_S", 3600.0)
+    (directory / "bells").write_bytes(b"")
+    one = await open_sqlite_store(str(directory), real_env(), create=True, log_revisions=16)
+    other = await open_sqlite_store(str(directory), real_env(), create=False)
+    assert isinstance(one, SqliteStore)
+    assert isinstance(other, SqliteStore)
+    try:
+        yield one, other
+    finally:
+        await other.close()
+        await one.close()
 
 
 def test_polling_looks_once_for_all_watches_and_keeps_their_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "bells").write_bytes(b"")
-
     async def main() -> None:
-        one = await open_sqlite_store(str(tmp_path), real_env(), create=True, log_revisions=16)
-        other = await open_sqlite_store(str(tmp_path), real_env(), create=False)
-        assert isinstance(other, SqliteStore)
-        first = await one.commit(puts=[Put(b"k1", b""), Put(b"k2", b"")])
-        watches = [other.watch(prefix, first + 1) for prefix in (b"k1", b"k2")]
-        tasks = [asyncio.create_task(anext(watch)) for watch in watches]  # type: ignore[arg-type]
-        await polled(other)
-        reads = count_reads(other, monkeypatch)
-        for _ in range(6):
-            for number in range(12):
-                await one.commit(puts=[Put(b"x%d" % number, b"")])
-            await polled(other)
-        assert not reads
-        # The revision they waited from is long gone from the log; what they waited for is not.
-        with pytest.raises(Compacted):
-            await anext(one.watch(b"k1", first + 1))
-        last = await one.commit(puts=[Put(b"k1", b"")])
-        async with asyncio.timeout(5):
-            assert (await tasks[0]).revision == last
-        assert set(reads) == {b"k1"}
-        assert not tasks[1].done()
-        await other.close()
-        await one.close()
+        async with polled_by_hand(tmp_path, monkeypatch) as (one, other):
+            first = await one.commit(puts=[Put(b"k1", b""), Put(b"k2", b"")])
+            watches = [other.watch(prefix, first + 1) for prefix in (b"k1", b"k2")]
+            tasks = [asyncio.create_task(anext(watch)) for watch in watches]  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            await poll(other)
+            reads = count_reads(other, monkeypatch)
+            for _ in range(6):
+                for number in range(12):
+                    await one.commit(puts=[Put(b"x%d" % number, b"")])
+                await poll(other)
+            assert not reads
+            # The revision they waited from is long gone from the log; what they waited for is not.
+            with pytest.raises(Compacted):
+                await anext(one.watch(b"k1", first + 1))
+            last = await one.commit(puts=[Put(b"k1", b"")])
+            await poll(other)
+            async with asyncio.timeout(5):
+                assert (await tasks[0]).revision == last
+            assert set(reads) == {b"k1"}
+            assert not tasks[1].done()
         with pytest.raises(Closed):
             await tasks[1]
 
@@ -217,29 +225,21 @@ def test_polling_looks_once_for_all_watches_and_keeps_their_places(
 def test_a_poll_that_comes_too_late_shows_no_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "bells").write_bytes(b"")
-
     async def main() -> None:
-        one = await open_sqlite_store(str(tmp_path), real_env(), create=True, log_revisions=16)
-        other = await open_sqlite_store(str(tmp_path), real_env(), create=False)
-        assert isinstance(other, SqliteStore)
-        first = await one.commit(puts=[Put(b"k", b"")])
-        watch = other.watch(b"k", first + 1)
-        task = asyncio.create_task(anext(watch))  # type: ignore[arg-type]
-        await polled(other)
-        monkeypatch.setattr("ringhold.store.sqlite.watching.POLL_S", 3600.0)
-        # The poll that is due already, and then none.
-        await one.commit(puts=[Put(b"x", b"")])
-        await polled(other)
-        await one.commit(puts=[Put(b"k", b"")])
-        for _ in range(40):
-            await one.commit(puts=[Put(b"x", b"")])
-        assert not task.done()
-        other._watches._poll()
-        with pytest.raises(Compacted):
-            await task
-        await other.close()
-        await one.close()
+        async with polled_by_hand(tmp_path, monkeypatch) as (one, other):
+            first = await one.commit(puts=[Put(b"k", b"")])
+            watch = other.watch(b"k", first + 1)
+            task = asyncio.create_task(anext(watch))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            await poll(other)
+            await one.commit(puts=[Put(b"k", b"")])
+            for _ in range(40):
+                await one.commit(puts=[Put(b"x", b"")])
+            assert not task.done()
+            await poll(other)
+            async with asyncio.timeout(5):
+                with pytest.raises(Compacted):
+                    await task
 
     asyncio.run(main())
 
@@ -281,7 +281,9 @@ def test_watches_of_many_prefixes_miss_nothing_and_repeat_nothing(
                     if draw.random() < 0.5:
                         await asyncio.sleep(draw.random() / 200)
                 wanted = {p: [e for e in expected if e[1].startswith(p)] for p in prefixes}
-                await until(lambda: all(len(got[p]) >= len(wanted[p]) for p in prefixes))
+                async with asyncio.timeout(30):
+                    while any(len(got[p]) < len(wanted[p]) for p in prefixes):  # noqa: ASYNC110
+                        await asyncio.sleep(0.005)
                 assert got == wanted
                 for task in tasks:
                     task.cancel()
