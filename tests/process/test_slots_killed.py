@@ -124,7 +124,8 @@ def test_never_more_holders_than_the_limit_under_kills(tmp_path: Path) -> None:
     ringhold.create(str(directory)).close()
     chance = random.Random(7)
     workers = [start(directory, "semaphore", str(log)) for _ in range(PROCESSES)]
-    killed: set[int] = set()
+    # How many entries there were at least when it was killed.
+    killed: dict[int, int] = {}
     try:
         for worker in workers:
             assert told(worker) == b"ready\n"
@@ -132,25 +133,28 @@ def test_never_more_holders_than_the_limit_under_kills(tmp_path: Path) -> None:
             wait_for_entries(log, entries(log) + chance.randrange(3, 15))
             victim = next(worker for worker in workers if worker.pid == last_to_enter(log, workers))
             workers.remove(victim)
+            killed[victim.pid] = entries(log)
             kill(victim)
-            killed.add(victim.pid)
             workers.append(start(directory, "semaphore", str(log)))
         wait_for_entries(log, max(GRANTS, entries(log) + 50))
     finally:
         for worker in workers:
+            killed[worker.pid] = entries(log)
             kill(worker)
-            killed.add(worker.pid)
+    notes = [line.split() for line in log.read_text().splitlines()]
+    left = {(int(token), int(pid)) for what, token, pid in notes if what == "leave"}
     inside: list[tuple[int, int]] = []
     tokens: set[int] = set()
     got: set[int] = set()
     most = died_inside = 0
-    for what, token_text, pid_text in map(str.split, log.read_text().splitlines()):
+    for what, token_text, pid_text in notes:
         grant = (int(token_text), int(pid_text))
         if what == "leave":
             inside.remove(grant)
             continue
         if len(inside) == LIMIT:
-            dead = [held for held in inside if held[1] in killed and held[1] != grant[1]]
+            gone = [held for held in inside if held not in left and held[1] != grant[1]]
+            dead = [held for held in gone if killed[held[1]] <= len(tokens)]
             assert dead, "more holders than the limit"
             inside.remove(dead[0])
             died_inside += 1

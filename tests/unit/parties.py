@@ -112,24 +112,27 @@ class Interrupting:
         self._point = point
         self._calls = 0
         self.victim: asyncio.Task[Any] | None = None
-        self.struck = False
+        self.struck = ""
+        """The call beside which the victim was cancelled, if it was."""
+        self.watched = False
 
-    def _count(self) -> None:
+    def _count(self, name: str) -> None:
         if self._calls == self._point and self.victim is not None:
-            self.struck = True
+            self.struck = name
             self.victim.cancel()
         self._calls += 1
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._store, name)
         if name == "watch":
-            self._count()
+            self.watched = True
+            self._count(name)
             return attribute
 
         async def call(*args: Any, **options: Any) -> Any:
-            self._count()
+            self._count(name)
             result = await attribute(*args, **options)
-            self._count()
+            self._count(name)
             return result
 
         return call
