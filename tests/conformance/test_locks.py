@@ -16,6 +16,8 @@ import pytest
 from lock_world import ENGINES, NAME, SOON_S, Party, World, run_in_world, soon
 
 from ringhold.errors import Closed, DeadlockError, LockLost, LockTimeout, NotOwned
+from ringhold.locks import service
+from ringhold.locks.session import SessionState
 
 
 @pytest.fixture(params=ENGINES)
@@ -99,8 +101,11 @@ def test_an_idle_session_gives_the_lock_up_when_asked(run: Any) -> None:
     run(test)
 
 
-def test_what_a_session_is_just_giving_away_is_not_refused(run: Any) -> None:
+def test_what_a_session_is_just_giving_away_is_not_refused(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever got it may have released it before the giver knows that it gave."""
+    monkeypatch.setattr(service, "TRY_S", SOON_S)
 
     async def test(world: World) -> None:
         a, b = await world.two()
@@ -119,6 +124,24 @@ def test_what_a_session_is_just_giving_away_is_not_refused(run: Any) -> None:
         known.set()
         await (await soon(trying)).release()
         a.store.at_call = None
+        await world.assert_free()
+
+    run(test)
+
+
+def test_a_try_of_a_free_lock_gets_it_however_long_a_session_takes_to_open(run: Any) -> None:
+    async def test(world: World) -> None:
+        (a, _) = await world.two()
+        ensure = a.session.ensure
+
+        async def slow() -> SessionState:
+            a.session.ensure = ensure  # type: ignore[method-assign]
+            await asyncio.sleep(1.5 * service.TRY_S)
+            return await ensure()
+
+        a.session.ensure = slow  # type: ignore[method-assign]
+        trying = a.start(timeout_s=0)
+        await (await soon(trying)).release()
         await world.assert_free()
 
     run(test)

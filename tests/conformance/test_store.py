@@ -569,7 +569,7 @@ def test_a_snapshot_that_is_too_old_is_compacted(
 
 
 async def take(watch: AsyncIterator[Changes], count: int) -> list[Changes]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return [await anext(watch) for _ in range(count)]
 
 

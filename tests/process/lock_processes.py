@@ -18,6 +18,8 @@ from typing import Any, Self
 
 import pytest
 
+from ringhold.store.lock_files import CommitLock
+
 HERE = Path(__file__).parent
 FLOCK = struct.Struct("hhqqi4x")
 PID = struct.Struct("<Q")
@@ -43,6 +45,16 @@ def pause(pid: int) -> None:
     """Stops the child `pid`, and returns when it stands."""
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def pause_outside_a_commit(pid: int, directory: Path) -> None:
+    """The same, while the store of `directory` is nobody else's to commit to."""
+    lock = CommitLock(str(directory / "locks"))
+    lock.acquire()
+    try:
+        pause(pid)
+    finally:
+        lock.close()
 
 
 def state(pid: int) -> str:

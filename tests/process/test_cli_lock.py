@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from lock_processes import pause_outside_a_commit
 
 import ringhold
 
@@ -207,14 +208,14 @@ def test_who_does_not_get_it_in_time_runs_nothing(
         expected = {"name": "taken", "mode": "exclusive", "token": None, "code": 8}
         assert json.loads(report) == expected
         assert not (tmp_path / "ran").exists()
-    run("-n", "taken", *touch)
+    run("-w", "30", "taken", *touch)
     assert (tmp_path / "ran").exists()
 
 
 def test_shared_ones_run_together_and_no_exclusive_one_with_them(run: Run) -> None:
     with started("-s", "both", "--", "sh", "-c", LIVES) as reader:
         line(reader)
-        run("-n", "--shared", "both", "true")
+        run("-w", "30", "--shared", "both", "true")
         run("-n", "both", "true", code=1)
 
 
@@ -279,7 +280,7 @@ def test_a_signal_ends_the_waiting(
 
 @pytest.mark.usefixtures("heard")
 def test_ctrl_c_ends_the_loop_of_a_shell_around_it(cluster: ringhold.Cluster, run: Run) -> None:
-    words = shlex.join([*WRAPPER, "loop", "sh", "-c", "echo began; exec sleep 1"])
+    words = shlex.join([*WRAPPER, "loop", "sh", "-c", "echo began; exec sleep 20"])
     script = f"for i in 1 2 3; do {words}; done; echo went on"
     with subprocess.Popen(
         ["bash", "-c", script], stdout=subprocess.PIPE, start_new_session=True
@@ -406,8 +407,7 @@ def test_a_loss_seen_only_at_the_end_is_told_too(
         open(os.open(fifo, os.O_RDWR), "wb", buffering=0) as end,
     ):
         line(wrapper)
-        cluster.kv.put("between", b"")
-        wrapper.send_signal(signal.SIGSTOP)
+        pause_outside_a_commit(wrapper.pid, Path(cluster.url))
         with cluster.lock("late", timeout=SOON_S):
             # The command ends while nobody looks after it.
             end.write(b"end\n")
@@ -419,9 +419,7 @@ def test_a_wrapper_stopped_for_too_long_loses_the_lock(cluster: ringhold.Cluster
     script = "echo $RINGHOLD_LOCK_TOKEN; exec sleep 60"
     with started("stopped", "--session-ttl", "1", "--", "sh", "-c", script) as wrapper:
         token = int(line(wrapper))
-        # Not in the middle of a commit: one of ours has gone through, and none is due yet.
-        cluster.kv.put("between", b"")
-        wrapper.send_signal(signal.SIGSTOP)
+        pause_outside_a_commit(wrapper.pid, Path(cluster.url))
         with cluster.lock("stopped", timeout=SOON_S) as grant:
             assert grant.token > token
             wrapper.send_signal(signal.SIGCONT)

@@ -24,7 +24,7 @@ from ringhold.locks.deadlocks import PATIENCE_S
 HERE = Path(__file__).parent
 PROCESSES = 3
 SECONDS = 5.0
-LONGEST_S = 6.0
+LONGEST_S = 60.0
 
 
 def play(url: str, order: str) -> list[dict[str, Any]]:
@@ -86,4 +86,4 @@ def test_locks_taken_in_some_order(tmp_path: Path, order: str, engine: str) -> N
     across = sorted(s for tally in tallies for s in tally["refused_s"] if s >= PATIENCE_S)
     assert across, "no deadlock across processes"
     # Who is told may have waited before the circle closed, but most close it themselves.
-    assert across[len(across) // 2] < 1.0
+    assert across[len(across) // 2] < 3.0

@@ -17,7 +17,7 @@ from lock_processes import Remote, players, until
 import ringhold
 
 TRIES = 20
-SLOW_MS = 100
+SLOW_MS = 1000
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def pair(cluster: ringhold.Cluster, tmp_path: Path) -> Iterator[list[Remote]]:
         yield started
 
 
-def test_two_in_a_tight_loop_share_the_lock(pair: list[Remote]) -> None:
-    seconds = 3.0
+def shares(pair: list[Remote], seconds: float) -> list[float]:
+    """The first one's shares of the grants and of the time, after both wanted it for so long."""
     for player in pair:
         player.tell("loop", name="ball", seconds=seconds)
     a, b = (player.answer() for player in pair)
@@ -42,9 +42,17 @@ def test_two_in_a_tight_loop_share_the_lock(pair: list[Remote]) -> None:
     # Both were at it together, or they would have shared nothing.
     together_ns = min(a["ended"], b["ended"]) - max(a["began"], b["began"])
     assert together_ns > seconds * 0.8e9
-    for what in ("count", "held"):
-        share = a[what] / (a[what] + b[what])
-        assert 0.25 <= share <= 0.75, f"{share:.0%} of {what}: {a}, {b}"
+    return [a[what] / (a[what] + b[what]) for what in ("count", "held")]
+
+
+def test_two_in_a_tight_loop_share_the_lock(pair: list[Remote]) -> None:
+    # On a slow disk it changes hands a few times in three seconds.
+    found = []
+    for seconds in (3.0, 10.0, 20.0):
+        found.append(shares(pair, seconds))
+        if all(0.25 <= share <= 0.75 for share in found[-1]):
+            return
+    pytest.fail(f"shares of the first one: {found}")
 
 
 def test_an_idle_holder_s_lock_goes_to_whoever_asks(pair: list[Remote]) -> None:

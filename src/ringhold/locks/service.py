@@ -42,7 +42,7 @@ from ringhold.locks.keys import (
 from ringhold.locks.mailbox import Mailbox
 from ringhold.locks.session import Session
 from ringhold.store.base import Store
-from ringhold.store.repeat import check_answers
+from ringhold.store.repeat import ANSWER_S, check_answers
 from ringhold.types import Mode, decode_name
 
 logger = logging.getLogger("ringhold")
@@ -226,7 +226,11 @@ class LockService(Unpicklable):
         self._acquiring[key] = None
         self._idle.clear()
         try:
-            async with asyncio.timeout(TRY_S if timeout_s == 0 else timeout_s):
+            async with asyncio.timeout(ANSWER_S if timeout_s == 0 else timeout_s) as limit:
+                if timeout_s == 0:
+                    # A session is opened by commits, which wait for no other session.
+                    await self.open_locks()
+                    limit.reschedule(self.bridge.loop.time() + TRY_S)
                 return await self._acquire(kind, terms, key, patient=timeout_s != 0)
         except LockTimeout:
             raise _timed_out(terms.name, timeout_s) from None
