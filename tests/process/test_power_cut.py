@@ -177,11 +177,19 @@ async def read_log(store: Store, compacted: int, revision: int) -> None:
         await watch.aclose()  # type: ignore[attr-defined]
 
 
-def check(database: Path) -> int:
-    """The database is whole; the newest revision that is no longer in its log."""
+def check(database: Path) -> None:
+    """The database is whole."""
     connection = apsw.Connection(str(database))
     try:
         assert connection.execute("PRAGMA integrity_check").get == "ok"
+    finally:
+        connection.close()
+
+
+def compacted(database: Path) -> int:
+    """The newest revision that is no longer in the log."""
+    connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
         return read_meta(connection)["compacted"]
     finally:
         connection.close()
@@ -189,12 +197,14 @@ def check(database: Path) -> int:
 
 async def recover(directory: Path) -> tuple[dict[str, int], int]:
     """What a store holds after a power cut, and the first revision it gives then."""
-    compacted = check(directory / "store" / "store.db")
+    database = directory / "store" / "store.db"
+    check(database)
     store = await open_sqlite_store(str(directory), real_env(), create=False, synced=False)
     try:
         found = await contents(store)
         first = await store.commit(puts=[Put(b"after", b"0")])
-        await read_log(store, compacted, first)
+        # A commit may shorten the log.
+        await read_log(store, compacted(database), first)
         return found, first
     finally:
         await store.close()
