@@ -85,7 +85,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
     assert cmake is not None, "cmake is not installed"
     configure = [cmake, "-S", str(CSRC), "-B", str(build), "-DRINGHOLD_BUILD_TESTS=ON"]
-    for command in (configure, [cmake, "--build", str(build), "--target", "bench_lock_table"]):
+    for command in (
+        configure,
+        [cmake, "--build", str(build), "--parallel", "2", "--target", "bench_lock_table"],
+    ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return build / "tests" / "bench_lock_table"

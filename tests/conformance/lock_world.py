@@ -100,9 +100,14 @@ OPENERS: dict[str, Any] = {
     "sqlite": open_sqlite_store,
     **{engine: etcd_opener(engine) for engine in ETCD_SERVERS},
 }
-EMBEDDED = ["memory", pytest.param("memory-unasked", marks=pytest.mark.long), "sqlite"]
-ENGINES = [*EMBEDDED, *ETCD]
-ENGINES_OF_SLOW_TESTS = [*EMBEDDED, *ETCD_OF_THREE]
+UNASKED = pytest.param("memory-unasked", marks=pytest.mark.long)
+ENGINES = ["memory", UNASKED, "sqlite", *ETCD]
+ENGINES_OF_SLOW_TESTS = [
+    pytest.param("memory", marks=pytest.mark.long),
+    UNASKED,
+    "sqlite",
+    *ETCD_OF_THREE,
+]
 UNASKED_S = 0.5
 """How often a store that ends leases by itself does so."""
 
