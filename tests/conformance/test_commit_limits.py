@@ -150,7 +150,7 @@ def test_many_paths_at_once(make: Make, everything: bool) -> None:
 def test_files_of_many_runs(
     make: Make, world: LimitedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = long_file(monkeypatch, 300)
+    data = long_file(monkeypatch, 200)
     cluster = make(nodes=3, replicas=2)
     fs = cluster.fs
     fs.pipe_file("/long", data)
@@ -158,15 +158,15 @@ def test_files_of_many_runs(
     assert fs.fsck(copies=True).ok
     fs.cp_file("/long", "/copy")
     assert fs.fsck(copies=True).ok
-    assert len(fs.locate("/copy")) == 300
+    assert len(fs.locate("/copy")) == 200
     fs.pipe_file("/long", data[::-1])
     assert fs.gc(0).runs == 0
     assert fs.cat_file("/copy") == data
     fs.rm("/copy")
-    assert fs.gc(0).runs == 150
+    assert fs.gc(0).runs == 100
     assert fs.cat_file("/long") == data[::-1]
     fs.rm("/long")
-    assert (fs.gc(0).runs, fs.gc(0).files) == (150, 0)
+    assert (fs.gc(0).runs, fs.gc(0).files) == (100, 0)
     assert records_of(cluster, b"X", b"C", b"G", b"K") == 0
     assert world.most.compares > 60
     assert world.most.changes > 60

@@ -60,7 +60,11 @@ def test_nobody_gets_what_is_held(run: Any) -> None:
     run(test)
 
 
-def test_the_session_keeps_the_lock_and_gets_it_again_without_a_commit(run: Any) -> None:
+def test_the_session_keeps_the_lock_and_gets_it_again_without_a_commit(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringhold.locks.mailbox.ANSWER_S", SOON_S)
+
     async def test(world: World) -> None:
         a, b = await world.two()
         first = await a.acquire()
@@ -328,7 +332,10 @@ def test_released_once_from_anywhere(run: Any) -> None:
 
 
 @pytest.mark.parametrize("contended", [False, True])
-def test_a_broken_lock_is_lost(run: Any, contended: bool) -> None:
+def test_a_broken_lock_is_lost(run: Any, contended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The loss is told by a letter, not by looking now and then.
+    monkeypatch.setattr("ringhold.locks.service.VERIFY_S", 3600.0)
+
     async def test(world: World) -> None:
         a, b = await world.two()
         grant = await a.acquire()
@@ -341,8 +348,7 @@ def test_a_broken_lock_is_lost(run: Any, contended: bool) -> None:
         assert await b.locks.inquiries.break_(NAME)
         other = await soon(waiter or b.start(5))
         assert other.token > grant.token
-        # By a letter, that is, not by looking now and then.
-        async with asyncio.timeout(0.9):
+        async with asyncio.timeout(SOON_S):
             await grant.lost.wait()
         assert told == [grant]
         with pytest.raises(LockLost):
@@ -358,8 +364,10 @@ def test_a_broken_lock_is_lost(run: Any, contended: bool) -> None:
 
 
 def test_breaking_what_nobody_holds_takes_nothing_from_the_session_that_keeps_it(
-    run: Any,
+    run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ringhold.locks.mailbox.ANSWER_S", SOON_S)
+
     async def test(world: World) -> None:
         a, b = await world.two()
         first = await a.acquire()

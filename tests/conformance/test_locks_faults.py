@@ -55,8 +55,10 @@ class At:
 @pytest.mark.parametrize("mode", ["exclusive", "shared"])
 @pytest.mark.parametrize("contended", [False, True])
 def test_giving_up_at_any_call_to_the_store_leaves_nothing_behind(
-    run: Any, contended: bool, mode: str
+    run: Any, contended: bool, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ringhold.locks.mailbox.ANSWER_S", SOON_S)
+
     async def test(world: World) -> None:
         a, b = await world.two()
         await (await b.acquire(raw=b"uother")).release()
@@ -88,7 +90,11 @@ def test_giving_up_at_any_call_to_the_store_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("contended", [False, True])
-def test_cancelled_at_every_step_of_the_loop(tmp_path: Path, contended: bool) -> None:
+def test_cancelled_at_every_step_of_the_loop(
+    tmp_path: Path, contended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringhold.locks.mailbox.ANSWER_S", SOON_S)
+
     async def test(world: World) -> None:
         a, b = await world.two()
         cancelled = 0
@@ -209,7 +215,7 @@ def test_the_head_of_the_queue_is_dead(run: Any, mode: str) -> None:
         c = await world.party()
         holder = await a.acquire(1)
         b.store.deaf = True
-        dead = b.start(1, 1.0, mode=mode)
+        dead = b.start(1, 60.0, mode=mode)
         await a.queued(1)
         waiting = c.start(1, mode=mode)
         await a.queued(2)
@@ -233,7 +239,8 @@ def test_the_head_of_the_queue_is_dead(run: Any, mode: str) -> None:
         grant.check()
         await grant.release()
         a.store.at_call = None
-        with contextlib.suppress(LockError):
+        dead.cancel()
+        with contextlib.suppress(LockError, asyncio.CancelledError):
             await (await dead).release()
         b.store.deaf = False
         await world.assert_free()

@@ -18,6 +18,8 @@ from typing import Any
 
 import ringhold
 
+BEAT_S = 0.01
+
 
 def now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -35,10 +37,12 @@ class Observer:
         self._moments = dict.fromkeys(["event_ns", "callback_ns"], 0)
         if asks:
             self._moments |= {"held_ns": 0, "check_ns": 0}
+        self.late_ns = 0
+        """For how long this process stood still at most, in which it could not be told."""
         self._grant = grant
         self._lost = threading.Semaphore(0)
         grant.on_lost(self._called)
-        for watching in (self._check, self._wait) if asks else (self._wait,):
+        for watching in (self._beat, self._wait, *([self._check] if asks else [])):
             threading.Thread(target=watching, daemon=True).start()
 
     def _called(self, grant: Any) -> None:
@@ -59,6 +63,13 @@ class Observer:
                 time.sleep(0.002)
         self._lost.release()
 
+    def _beat(self) -> None:
+        while not self._grant.lost.is_set():
+            slept_ns = now_ns()
+            time.sleep(BEAT_S)
+            self.late_ns = max(self.late_ns, now_ns() - slept_ns - int(BEAT_S * 1e9))
+        self._lost.release()
+
     def _wait(self) -> None:
         self._grant.lost.wait()
         self._moments["event_ns"] = now_ns()
@@ -66,7 +77,7 @@ class Observer:
 
     def told(self, timeout: float) -> dict[str, int]:
         """After it was told in every way, or `timeout` seconds each."""
-        for _ in range(3 if "check_ns" in self._moments else 2):
+        for _ in range(4 if "check_ns" in self._moments else 3):
             if not self._lost.acquire(timeout=timeout):
                 break
         return dict(self._moments)
@@ -137,6 +148,9 @@ class Player:
 
     def observed(self, name: str, timeout: float = 0) -> dict[str, Any]:
         return dict(self.observers[name].told(timeout))
+
+    def late(self, name: str) -> dict[str, Any]:
+        return {"ns": self.observers[name].late_ns}
 
     def attempt(self, key: str, value: str = "") -> dict[str, Any]:
         """Begins a put, and goes on."""

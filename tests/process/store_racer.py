@@ -21,7 +21,13 @@ def main() -> None:
     threads = [place for place, kind in enumerate(writers) if kind == "thread"]
     tasks = [place for place, kind in enumerate(writers) if kind == "task"]
     end = 0.0
-    start = threading.Barrier(len(threads) + (1 if tasks else 0) + 1)
+
+    def begin() -> None:
+        nonlocal end
+        end = time.monotonic() + float(seconds)
+
+    # The time begins when all are there.
+    start = threading.Barrier(len(threads) + (1 if tasks else 0) + 1, action=begin)
 
     def thread(cluster: ringhold.Cluster, place: int) -> None:
         start.wait()
@@ -47,7 +53,6 @@ def main() -> None:
             each.start()
         print("ready", flush=True)
         sys.stdin.readline()
-        end = time.monotonic() + float(seconds)
         start.wait()
         for each in running:
             each.join()

@@ -142,10 +142,11 @@ def acknowledged(child: Child) -> tuple[dict[str, str], set[str]]:
 
 
 @pytest.mark.timeout(240)
-def test_nothing_acknowledged_is_lost_while_processes_are_killed(site: Site) -> None:
+@pytest.mark.parametrize("seconds", [15, pytest.param(30, marks=pytest.mark.long)])
+def test_nothing_acknowledged_is_lost_while_processes_are_killed(site: Site, seconds: int) -> None:
     generator = random.Random(20)
     killed = []
-    end = time.monotonic() + 30
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(1)
         victim = generator.randrange(CLIENTS + NODES)
@@ -175,22 +176,23 @@ def test_nothing_acknowledged_is_lost_while_processes_are_killed(site: Site) -> 
                 if path not in uncertain:
                     assert cluster.fs.cat_file(path) == content(first_name), path
                     files_read += 1
-    assert operations > 100
-    assert files_read > 20
+    assert operations > 3 * seconds
+    assert files_read > seconds / 2
     print(f"{len(killed)} kills, {operations} acknowledged operations, {files_read} files read")
 
 
 @pytest.mark.timeout(120)
-def test_four_clients_share_the_store_fairly(site: Site) -> None:
+@pytest.mark.parametrize("seconds", [10, pytest.param(20, marks=pytest.mark.long)])
+def test_four_clients_share_the_store_fairly(site: Site, seconds: int) -> None:
     for client in site.clients:
         client.first_line()
     before = [len(client.lines) for client in site.clients]
-    time.sleep(20)
+    time.sleep(seconds)
     shares = [
         sum(json.loads(line)[0] == "done" for line in client.lines[start:])
         for client, start in zip(site.clients, before, strict=True)
     ]
-    print(f"commits of the four clients in 20 s: {shares}")
+    print(f"commits of the four clients in {seconds} s: {shares}")
     assert min(shares) > 0
     assert min(shares) * 5 >= max(shares), shares
 

@@ -270,8 +270,10 @@ def test_errors_are_ringhold_s_own(server: Etcd) -> None:
     """While a quorum comes and goes, nothing of gRPC comes through."""
 
     async def main() -> None:
-        async with store_at(server.url(fresh_name()), timeout_s=0.5) as store:
-            await store.commit(puts=[Put(b"k", b"0")])
+        url = server.url(fresh_name())
+        async with store_at(url) as other:
+            await other.commit(puts=[Put(b"k", b"0")])
+        async with store_at(url, create=False, timeout_s=0.5) as store:
             first, second = server.followers()
             first.kill()
             ending = time.monotonic() + 6

@@ -26,7 +26,9 @@ import ringhold
 
 TTL_S = 1.5
 TTL_IN_ETCD_S = 2.0
-SETTLED_NS = 500_000_000
+BUSY_PROGRESS_S = 3 * PROGRESS_S
+"""On a machine that is busy with other tests."""
+SETTLED_NS = 1_500_000_000
 """For what was answered, and is noted late, when members are stopped."""
 
 
@@ -41,7 +43,9 @@ def storm_in_directory(tmp_path: Path, seconds: float, shared: float, seed: int)
     judge(storm, seconds)
 
 
-def storm_in_etcd(tmp_path: Path, seconds: float, shared: float, seed: int, last: str) -> None:
+def storm_in_etcd(
+    tmp_path: Path, seconds: float, shared: float, seed: int, last: str, *, within_s: float
+) -> None:
     with etcd("debian", members=3) as server:
         place = Place(server.url("storm"))
         ringhold.create(place.url).close()
@@ -60,7 +64,7 @@ def storm_in_etcd(tmp_path: Path, seconds: float, shared: float, seed: int, last
     print({what: f"{seconds:.2f} s" for what, seconds in progress.items()})
     judge(storm, seconds)
     judge_members(storm)
-    assert max(progress.values()) <= PROGRESS_S, progress
+    assert max(progress.values()) <= within_s, progress
 
 
 def judge(storm: Storm, seconds: float) -> None:
@@ -137,7 +141,7 @@ def test_kills_and_stops_for_a_minute(tmp_path: Path, shared: float) -> None:
 @pytest.mark.system
 @pytest.mark.parametrize(("shared", "last"), [(0.0, "killed"), (0.5, "stopped")])
 def test_kills_and_stops_of_etcd_s_members_too(tmp_path: Path, shared: float, last: str) -> None:
-    storm_in_etcd(tmp_path, 15, shared, seed=13, last=last)
+    storm_in_etcd(tmp_path, 15, shared, seed=13, last=last, within_s=BUSY_PROGRESS_S)
 
 
 @pytest.mark.long
@@ -147,4 +151,4 @@ def test_kills_and_stops_of_etcd_s_members_too(tmp_path: Path, shared: float, la
 def test_kills_and_stops_of_etcd_s_members_for_two_minutes(
     tmp_path: Path, shared: float, last: str
 ) -> None:
-    storm_in_etcd(tmp_path, 120, shared, seed=14, last=last)
+    storm_in_etcd(tmp_path, 120, shared, seed=14, last=last, within_s=PROGRESS_S)

@@ -115,7 +115,8 @@ def test_without_a_quorum_locks_are_suspended_and_come_back(
         away = server.members[:2]
         for member in away:
             member.stop()
-        told = brief.ask("observed", name="brief", timeout=SHORT_TTL_S + 1)
+        told = brief.ask("observed", name="brief", timeout=NO_QUORUM_S)
+        late_s = brief.ask("late", name="brief")["ns"] / 1e9
         for player in (holder, newcomer):
             until_phase(player, "suspended")
         suspended_s = (now_ns() - begin_ns) / 1e9
@@ -133,7 +134,8 @@ def test_without_a_quorum_locks_are_suspended_and_come_back(
         print(f"suspended after {suspended_s:.2f} s; of {SHORT_TTL_S} s: {brief_s}")
         refused = newcomer.answer()
         assert refused.get("token") is None, refused
-        assert max(brief_s.values()) < SHORT_TTL_S, "its session was not ended by its own clock"
+        bound_s = SHORT_TTL_S + late_s
+        assert max(brief_s.values()) < bound_s, "its session was not ended by its own clock"
         assert min(brief_s.values()) > 0, "it was not told of its loss"
 
         active_s = until_phase(holder, "active")

@@ -120,6 +120,8 @@ def test_it_knows_of_its_loss_before_the_next_is_granted(site: Site, lost: str, 
     holder.ask("attempt", key="cut off")
     granted = other.answer()
     told = holder.ask("observed", name="held", timeout=5)
+    # While it stood still nobody could tell it anything.
+    late_s = holder.ask("late", name="held")["ns"] / 1e9
     attempted = holder.ask("attempted", key="cut off")
     # The fault: nothing that the holder sends is answered, or even arrives.
     assert attempted == {"outcome": "none yet"}
@@ -127,11 +129,12 @@ def test_it_knows_of_its_loss_before_the_next_is_granted(site: Site, lost: str, 
 
     after_s = {what: (told_ns - cut_ns) / 1e9 for what, told_ns in told.items()}
     next_s = (granted["ended"] - cut_ns) / 1e9
-    print(f"{lost} lost: {after_s}, the next grant after {next_s:.2f} s")
+    print(f"{lost} lost: {after_s}, the next grant after {next_s:.2f} s, late {late_s:.2f} s")
     assert granted["token"] > token
     for what, moment_s in after_s.items():
-        assert 0 < moment_s < next_s, f"{what}: {after_s}, {next_s} s"
-    assert max(after_s.values()) < TTL_S, "it was not by its own deadline"
+        assert 0 < moment_s < next_s + late_s, f"{what}: {after_s}, {next_s} s"
+    assert after_s.get("held_ns", 0) < next_s
+    assert max(after_s.values()) < TTL_S + late_s, "it was not by its own deadline"
     # Requests that arrive without an answer renew the lease, until the holder gives up.
     assert next_s < (NEXT_S if lost == "everything" else NEXT_S + TTL_S)
 
@@ -232,12 +235,16 @@ def test_its_session_ends_early_enough_for_holders_to_be_told(ttl_s: float) -> N
                 state = await session.ensure()
                 state.on_loss("test", lambda: told_ns.append(now_ns()))
                 proxy.hold()
+                late_s = 0.0
                 async with asyncio.timeout(30):
-                    while not told_ns:  # noqa: ASYNC110 - nobody looks at the session but itself
+                    while not told_ns:  # Nobody looks at the session but itself.
+                        slept_ns = now_ns()
                         await asyncio.sleep(0.01)
+                        late_s = max(late_s, (now_ns() - slept_ns) / 1e9 - 0.01)
                 left_s = (state.deadline_ns - told_ns[0]) / 1e9 + MARGIN_S
                 proxy.go_on()
                 await session.close()
-        assert 0 < left_s <= MARGIN_S
+        # On a loop that stands still nothing is told: that is not the session's delay.
+        assert -late_s < left_s <= MARGIN_S
 
     asyncio.run(test())

@@ -106,7 +106,10 @@ def pair(cluster: ringhold.Cluster, place: Place, engine: str) -> Iterator[list[
 MEANWHILE = pytest.mark.parametrize(
     ("engine", "meanwhile"),
     [
-        *itertools.product(["directory", "etcd-3.5"], ["taken over", "store used", "nothing"]),
+        *itertools.product(["directory"], ["taken over", "store used", "nothing"]),
+        ("etcd-3.5", "taken over"),
+        pytest.param("etcd-3.5", "store used", marks=pytest.mark.long),
+        pytest.param("etcd-3.5", "nothing", marks=pytest.mark.long),
         pytest.param("etcd-3.4-of-three", "taken over", marks=pytest.mark.system),
         pytest.param("etcd-3.4-of-three", "store used", marks=pytest.mark.long),
         pytest.param("etcd-3.4-of-three", "nothing", marks=pytest.mark.long),

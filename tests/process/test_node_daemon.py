@@ -28,6 +28,7 @@ from ringhold.env import real_env
 from ringhold.errors import InvalidInput, NodeDown
 from ringhold.nodes.address import loopback_address
 from ringhold.nodes.base import ChunkId, ChunkState, Identity
+from ringhold.nodes.channel import Channel
 from ringhold.nodes.chunk_file import verify_part
 from ringhold.nodes.client import RemoteNode
 from ringhold.nodes.directory import DirectoryNode
@@ -225,19 +226,23 @@ def test_a_request_that_was_taken_is_answered_during_the_drain(daemon: Daemon) -
         await node.close()
 
     asyncio.run(fill())
-    verify = encode_meta(ChunksRequest(pack_chunks([chunk_id(0)] * 100)))
+    verify = encode_meta(ChunksRequest(pack_chunks([chunk_id(0)] * 30)))
     received = bytearray()
     with daemon.connect() as client:
         client.sendall(GOOD_HELLO)
-        client.sendall(encode_frame(Operation.VERIFY, Status.REQUEST, 2, verify))
-        client.sendall(encode_frame(Operation.IDENTITY, Status.REQUEST, 3, b""))
         answered: list[int] = []
-        while 3 not in answered:
-            answered += [head.request for head in _read_heads(client, received)]
-        assert 2 not in answered, "VERIFY was too fast for this test"
+        for long in range(2, 12, 2):
+            client.sendall(encode_frame(Operation.VERIFY, Status.REQUEST, long, verify))
+            client.sendall(encode_frame(Operation.IDENTITY, Status.REQUEST, long + 1, b""))
+            while long + 1 not in answered:
+                answered += [head.request for head in _read_heads(client, received)]
+            if long not in answered:
+                break
+            # This process stood still for longer than the VERIFY took.
+        assert long not in answered, "VERIFY was too fast for this test"
         daemon.signal(signal.SIGTERM)
         heads = _read_heads(client, received)
-        assert [(head.request, head.status) for head in heads] == [(2, Status.ANSWER)]
+        assert [(head.request, head.status) for head in heads] == [(long, Status.ANSWER)]
         assert _read_heads(client, received) == []
     assert daemon.wait() == 0
 
@@ -260,10 +265,13 @@ def test_a_stopped_daemon_is_down_in_bounded_time(daemon: Daemon) -> None:
         with pytest.raises(NodeDown):
             await fresh.has([chunk_id(0)])
         assert time.monotonic() - started < 15
-        started = time.monotonic()
-        with pytest.raises(NodeDown):
-            await fresh.has([chunk_id(0)])
-        assert time.monotonic() - started < 0.15
+        took_s = []
+        for _ in range(3):
+            started = time.monotonic()
+            with pytest.raises(NodeDown):
+                await fresh.has([chunk_id(0)])
+            took_s.append(time.monotonic() - started)
+        assert min(took_s) < 0.15
         daemon.signal(signal.SIGCONT)
         await fresh.close()
         fresh = daemon.node()
@@ -564,7 +572,7 @@ def test_a_directory_that_failed_is_verified_when_the_daemon_starts(daemon: Daem
         file.write_bytes(file.read_bytes()[:-1])
         daemon.start()
         node = daemon.node()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (daemon.path / FAILED).exists():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
@@ -602,7 +610,9 @@ def test_localhost_and_the_other_loopback_addresses_are(daemon: Daemon) -> None:
     assert RemoteNode("[::1]:80", "n1", real_env()).address == "[::1]:80"
 
 
-def test_a_stopped_daemon_is_noticed_by_a_handshake_and_then_left_alone(daemon: Daemon) -> None:
+def test_a_stopped_daemon_is_noticed_by_a_handshake_and_then_left_alone(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         node = daemon.node()
         chunk = chunk_id(0)
@@ -613,18 +623,24 @@ def test_a_stopped_daemon_is_noticed_by_a_handshake_and_then_left_alone(daemon: 
         results = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(result, NodeDown) for result in results), results
         assert time.monotonic() - started < 4
-        # Who reads again and again pays for a few more attempts, not for each read.
-        started, slow = time.monotonic(), []
+        # Who reads again and again pays for a few more attempts, short ones, not for each read.
+        limits_s: list[float] = []
+        connect = node._connect
+
+        async def counted(limit_s: float) -> Channel:
+            limits_s.append(limit_s)
+            return await connect(limit_s)
+
+        monkeypatch.setattr(node, "_connect", counted)
+        started, reads = time.monotonic(), 0
         while time.monotonic() - started < 4:
-            before = time.monotonic()
             with pytest.raises(NodeDown, match="silent"):
                 await node.get(chunk)
-            took = time.monotonic() - before
-            if took > 0.1:
-                slow.append(took)
+            reads += 1
             await asyncio.sleep(0.01)
-        assert 0 < len(slow) <= 5
-        assert max(slow) < 0.9
+        assert 0 < len(limits_s) <= 5
+        assert max(limits_s) < 0.5
+        assert reads > 4 * len(limits_s)
         daemon.signal(signal.SIGCONT)
         async with asyncio.timeout(15):
             while True:

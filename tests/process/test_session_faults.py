@@ -22,7 +22,7 @@ import pytest
 import ringhold
 from ringhold.store.lock_files import CommitLock
 
-TTL_S = 1.5
+TTL_S = 4.0
 
 PRELUDE = """
 import os, signal, sys, time
@@ -69,8 +69,8 @@ cluster.close()
 """
 
 LIVING = """
-# More than a TTL after the moment from which others might have taken it.
-while now() < state.deadline_ns + int(state.ttl_s * 1.2e9) and not state.expired:
+# More than a TTL after its last renewal, and well after others might have taken it.
+while now() < state.deadline_ns + 1_800_000_000 and not state.expired:
     time.sleep(0.01)
 print(state.state, check(), grant.lost.is_set(), flush=True)
 sys.stdin.readline()
@@ -174,7 +174,7 @@ import os, resource, sys, time
 import ringhold
 from ringhold.store.base import Put
 
-cluster = ringhold.create(sys.argv[1], session_ttl=1.0)
+cluster = ringhold.create(sys.argv[1], session_ttl=2.5)
 grant = cluster.lock("x").acquire()
 state = cluster._bridge.run(cluster._cluster._session.ensure())
 cluster.kv["large"] = bytes(100_000)

@@ -198,7 +198,7 @@ SHIFTED = """
             file.write(str(seconds))
 
     before = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
-    with ringhold.open(sys.argv[1], session_ttl=1.5) as cluster:
+    with ringhold.open(sys.argv[1], session_ttl=3) as cluster:
         with cluster.lock("held") as grant:
             seen = []
             for seconds in (3600, -3600, 0):
@@ -225,7 +225,7 @@ def shift_wall(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wall_clock_stepped_by_an_hour_costs_no_lock(tmp_path: Path, shift_wall: Path) -> None:
     shift = tmp_path / "shift"
     shift.write_text("0")
-    with ringhold.open(tmp_path / "data", create=True, session_ttl=1.5) as other:
+    with ringhold.open(tmp_path / "data", create=True, session_ttl=3) as other:
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SHIFTED), str(tmp_path / "data")],

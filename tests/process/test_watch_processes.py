@@ -111,7 +111,7 @@ def test_what_does_not_concern_a_process_does_not_wake_it(tmp_path: Path) -> Non
             assert line(process) == ["ready"]
             asleep(process)
             before = switches(process)
-            for number in range(500):
+            for number in range(200):
                 await store.commit(puts=[Put(b"other/%d" % (number % 7), b"")])
             assert switches(process) - before <= 5
             # The count does tell: of commits that concern it, one by one, each wakes it, unless

@@ -11,7 +11,6 @@ import itertools
 import random
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,17 +122,19 @@ def test_a_task_cancelled_after_any_number_of_steps_ends(tmp_path: Path) -> None
 
 def test_a_call_cancelled_before_its_first_step_ends() -> None:
     bridge = process_bridge()
-    started = threading.Event()
+    started, cancelled = threading.Event(), threading.Event()
 
     async def never_begun() -> None:
         started.set()
 
     async def main(other: Bridge) -> None:
         # Holding the loop up puts start and cancellation into one turn of it.
-        other.loop.call_soon_threadsafe(time.sleep, 0.2)
+        other.loop.call_soon_threadsafe(cancelled.wait, 10)
         task = asyncio.create_task(other.hop(never_begun()))
         await asyncio.sleep(0.05)
         task.cancel()
+        await asyncio.sleep(0.05)
+        cancelled.set()
         done, _ = await asyncio.wait([task], timeout=5)
         assert done
         assert task.cancelled()

@@ -441,7 +441,7 @@ def _elsewhere() -> Path:
     return Path(f"/dev/shm/ringhold-test-{os.getpid()}")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("what", ["fifo", "directory", "loop", "dangling", "file elsewhere"])
 def test_what_is_no_regular_file_is_a_damaged_chunk_and_is_mended(
     tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture

@@ -82,6 +82,7 @@ def test_holders_never_exceed_the_limit_under_contention(run: Any) -> None:
 
     async def counted(limit: int, tasks: int, enter: Callable[[int], Any]) -> int:
         inside = most = 0
+        together = asyncio.Event()
 
         async def work(number: int) -> None:
             nonlocal inside, most
@@ -89,6 +90,10 @@ def test_holders_never_exceed_the_limit_under_contention(run: Any) -> None:
                 async with enter(number):
                     inside += 1
                     most = max(most, inside)
+                    if inside > 1:
+                        together.set()
+                    async with asyncio.timeout(10):
+                        await together.wait()
                     await asyncio.sleep(0.001 * random.Random(number).random())
                     inside -= 1
 

@@ -301,7 +301,7 @@ class Hurried(RealEnv):
         await super().sleep(0)
 
 
-async def repeated(store: Store, plan: list[str], *, by_view: bool) -> None:
+async def repeated(store: Store, plan: list[str], *, by_view: bool, timeout_s: float = 5.0) -> None:
     """Appends one byte to `a` through a store that answers by `plan`."""
     flaky: Any = Flaky(store, plan)
     view = await view_of(store)
@@ -309,14 +309,14 @@ async def repeated(store: Store, plan: list[str], *, by_view: bool) -> None:
     assert entry is not None
     view.put(b"a", entry.value + b"+")
     if by_view:
-        await commit_known(view, flaky, Hurried(), b"nonce of this", timeout_s=0.2)
+        await commit_known(view, flaky, Hurried(), b"nonce of this", timeout_s=timeout_s)
     else:
         await commit_sure(
             flaky,
             Hurried(),
             compares=await view.compares(),
             puts=[Put(b"a", entry.value + b"+")],
-            timeout_s=0.2,
+            timeout_s=timeout_s,
         )
 
 
@@ -348,8 +348,9 @@ def test_a_lost_answer_is_asked_for_again_and_applied_once(plan: list[str], by_v
 @pytest.mark.parametrize("by_view", [True, False])
 def test_unavailable_after_a_lost_answer_leaves_the_outcome_unknown(by_view: bool) -> None:
     async def test(store: Store) -> None:
+        plan = ["lost after", *["unavailable"] * 10**6]
         with pytest.raises(OutcomeUnknown):
-            await repeated(store, ["lost after", *["unavailable"] * 10**6], by_view=by_view)
+            await repeated(store, plan, by_view=by_view, timeout_s=0.2)
         assert await value_of(store, b"a") == b"old a+"
         with pytest.raises(StoreUnavailable):
             await repeated(store, ["unavailable"], by_view=by_view)
