@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from lock_world import ENGINES, NAME, SOON_S, Party, World, run_in_world, soon
 
-from ringhold.errors import Closed, DeadlockError, LockLost, LockTimeout, NotOwned
-from ringhold.locks import service
+from ringhold.errors import Closed, DeadlockError, LockLost, LockTimeout, NotOwned, StoreUnavailable
+from ringhold.locks import claims, service
 from ringhold.locks.session import SessionState
 
 
@@ -109,7 +109,7 @@ def test_what_a_session_is_just_giving_away_is_not_refused(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever got it may have released it before the giver knows that it gave."""
-    monkeypatch.setattr(service, "TRY_S", SOON_S)
+    monkeypatch.setattr(claims, "TRY_S", SOON_S)
 
     async def test(world: World) -> None:
         a, b = await world.two()
@@ -133,19 +133,61 @@ def test_what_a_session_is_just_giving_away_is_not_refused(
     run(test)
 
 
-def test_a_try_of_a_free_lock_gets_it_however_long_a_session_takes_to_open(run: Any) -> None:
+def test_a_try_gets_a_free_lock_of_a_slow_store(run: Any) -> None:
     async def test(world: World) -> None:
-        (a, _) = await world.two()
+        a = await world.party()
         ensure = a.session.ensure
 
-        async def slow() -> SessionState:
+        async def slow(*_: object) -> None:
+            await asyncio.sleep(1.2 * claims.TRY_S)
+
+        async def slow_ensure() -> SessionState:
             a.session.ensure = ensure  # type: ignore[method-assign]
-            await asyncio.sleep(1.5 * service.TRY_S)
+            await slow()
             return await ensure()
 
-        a.session.ensure = slow  # type: ignore[method-assign]
-        trying = a.start(timeout_s=0)
-        await (await soon(trying)).release()
+        a.session.ensure = slow_ensure  # type: ignore[method-assign]
+        a.store.at_call = slow
+        grant = await soon(a.start(timeout_s=0))
+        a.store.at_call = None
+        await grant.release()
+        await world.assert_free()
+
+    run(test)
+
+
+def test_a_try_of_a_store_that_does_not_answer_says_so(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ANSWER_S", 0.3)
+
+    async def test(world: World) -> None:
+        a = await world.party()
+        answers = asyncio.Event()
+
+        async def silent(*_: object) -> None:
+            await answers.wait()
+
+        a.store.at_call = silent
+        with pytest.raises(StoreUnavailable):
+            await soon(a.start(timeout_s=0))
+        answers.set()
+        a.store.at_call = None
+        await world.assert_free()
+
+    run(test)
+
+
+def test_a_try_does_not_wait_for_a_holder_that_does_not_answer(run: Any) -> None:
+    async def test(world: World) -> None:
+        a, b = await world.two()
+        grant = await a.acquire()
+        a.store.deaf = True
+        with pytest.raises(LockTimeout):
+            await soon(b.start(timeout_s=0))
+        a.store.deaf = False
+        await a.queued(0)
+        await grant.release()
         await world.assert_free()
 
     run(test)

@@ -2,9 +2,9 @@
 
 Method: owners of several "processes" take locks so that a circle closes, in every order of its
 waits, through shared holders, queues, upgrades and waits within a process. Exactly one wait must
-end, within a second of the last one's beginning, and the others must go on when its locks are
-given back. What sessions tell of their waits is watched: nothing where there is no need, nothing
-afterwards. Records that are out of date are made so by keeping a session from telling again.
+end, and the others must go on when its locks are given back. What sessions tell of their waits is
+watched: nothing where there is no need, nothing afterwards. Records that are out of date are made
+so by keeping a session from telling again.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def end_well(world: World, grants: list[AsyncGrant], tasks: Tasks) -> None
     at = tasks.index(victim)
     await grants[at].release()
     left = {number: task for number, task in enumerate(tasks) if number != at}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(FOUND_S):
         while left:
             await asyncio.wait(left.values(), return_when=asyncio.FIRST_COMPLETED)
             number = next(number for number, task in left.items() if task.done())

@@ -246,6 +246,18 @@ def test_of_two_upgrades_one_is_refused(run: Any, across: bool) -> None:
     run(test)
 
 
+def test_the_only_sharer_is_upgraded_without_waiting(run: Any) -> None:
+    async def test(world: World) -> None:
+        a = await world.party()
+        grant = await a.acquire(mode="shared")
+        before = grant.token
+        assert await grant.upgrade(timeout=0) > before
+        await grant.release()
+        await world.assert_free()
+
+    run(test)
+
+
 def test_giving_up_an_upgrade_leaves_the_lock_shared(run: Any) -> None:
     async def test(world: World) -> None:
         a, b = await world.two()

@@ -18,8 +18,6 @@ from typing import Any, Self
 
 import pytest
 
-from ringhold.store.lock_files import CommitLock
-
 HERE = Path(__file__).parent
 FLOCK = struct.Struct("hhqqi4x")
 PID = struct.Struct("<Q")
@@ -47,30 +45,25 @@ def pause(pid: int) -> None:
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
 
-def pause_outside_a_commit(pid: int, directory: Path) -> None:
-    """The same, while the store of `directory` is nobody else's to commit to."""
-    lock = CommitLock(str(directory / "locks"))
-    lock.acquire()
-    try:
-        pause(pid)
-    finally:
-        lock.close()
-
-
 def state(pid: int) -> str:
     """The process's letter in proc(5): T when it is stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def in_commit(pid: int, directory: Path) -> bool:
-    """Whether `pid` holds the commit lock of the store: it stands inside a commit.
+    """Whether `pid` holds the commit lock of the store: it stands inside a commit."""
+    return _holds(pid, directory, "commit")
+
+
+def _holds(pid: int, directory: Path, *names: str) -> bool:
+    """Whether `pid` holds one of the store's locks of these names.
 
     Asked of the kernel, which lists with each descriptor the locks that it holds.
     """
-    path = str((directory / "locks" / "commit").resolve())
+    paths = {str((directory / "locks" / name).resolve()) for name in names}
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            if os.readlink(link) != path:
+            if os.readlink(link) not in paths:
                 continue
             text = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text()
         except FileNotFoundError:
@@ -98,6 +91,11 @@ def committing(directory: Path) -> int:
 def pause_in_commit(pid: int, directory: Path, timeout_s: float = 30) -> None:
     """Stops the child `pid`, which commits all the time, inside a commit."""
     _pause_where(pid, lambda: in_commit(pid, directory), timeout_s)
+
+
+def pause_outside_commit(pid: int, directory: Path, timeout_s: float = 30) -> None:
+    """Stops the child `pid` where it holds no commit up, nor those who are to be next."""
+    _pause_where(pid, lambda: not _holds(pid, directory, "commit", "turnstile"), timeout_s)
 
 
 def _pause_where(pid: int, there: Callable[[], bool], timeout_s: float) -> None:
@@ -130,7 +128,10 @@ class Place:
         return 0 if self.directory is None else committing(self.directory)
 
     def pause_outside_commit(self, pid: int) -> None:
-        _pause_where(pid, lambda: not self.in_commit(pid), timeout_s=30)
+        if self.directory is None:
+            pause(pid)
+        else:
+            pause_outside_commit(pid, self.directory)
 
 
 def place_in(directory: Path) -> Place:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lock_processes import pause_outside_a_commit
+from lock_processes import pause_outside_commit
 
 import ringhold
 
@@ -208,6 +208,7 @@ def test_who_does_not_get_it_in_time_runs_nothing(
         expected = {"name": "taken", "mode": "exclusive", "token": None, "code": 8}
         assert json.loads(report) == expected
         assert not (tmp_path / "ran").exists()
+    run("-n", "fresh", "true")
     run("-w", "30", "taken", *touch)
     assert (tmp_path / "ran").exists()
 
@@ -215,7 +216,7 @@ def test_who_does_not_get_it_in_time_runs_nothing(
 def test_shared_ones_run_together_and_no_exclusive_one_with_them(run: Run) -> None:
     with started("-s", "both", "--", "sh", "-c", LIVES) as reader:
         line(reader)
-        run("-w", "30", "--shared", "both", "true")
+        run("-n", "--shared", "both", "true")
         run("-n", "both", "true", code=1)
 
 
@@ -407,7 +408,7 @@ def test_a_loss_seen_only_at_the_end_is_told_too(
         open(os.open(fifo, os.O_RDWR), "wb", buffering=0) as end,
     ):
         line(wrapper)
-        pause_outside_a_commit(wrapper.pid, Path(cluster.url))
+        pause_outside_commit(wrapper.pid, Path(cluster.url))
         with cluster.lock("late", timeout=SOON_S):
             # The command ends while nobody looks after it.
             end.write(b"end\n")
@@ -419,7 +420,7 @@ def test_a_wrapper_stopped_for_too_long_loses_the_lock(cluster: ringhold.Cluster
     script = "echo $RINGHOLD_LOCK_TOKEN; exec sleep 60"
     with started("stopped", "--session-ttl", "1", "--", "sh", "-c", script) as wrapper:
         token = int(line(wrapper))
-        pause_outside_a_commit(wrapper.pid, Path(cluster.url))
+        pause_outside_commit(wrapper.pid, Path(cluster.url))
         with cluster.lock("stopped", timeout=SOON_S) as grant:
             assert grant.token > token
             wrapper.send_signal(signal.SIGCONT)

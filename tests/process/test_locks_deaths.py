@@ -14,6 +14,8 @@ import ringhold
 
 # A machine that does other work as well is slow to run a process; the promise is 100 ms.
 SOON_NS = 5_000_000_000
+TTL_S = 60.0
+"""Longer than any test waits: nothing gets free by a lease that ran out."""
 
 
 def kill(player: Remote) -> int:
@@ -31,9 +33,12 @@ def queued(cluster: ringhold.Cluster, name: str, count: int) -> None:
 def test_the_lock_of_a_killed_holder_goes_to_the_next_at_once(tmp_path: Path) -> None:
     directory = tmp_path / "c"
     delays = []
-    with ringhold.create(str(directory)) as cluster, players(directory, 1) as [waiter]:
+    with (
+        ringhold.create(str(directory)) as cluster,
+        players(directory, 1, session_ttl=TTL_S) as [waiter],
+    ):
         for _ in range(3):
-            with players(directory, 1) as [holder]:
+            with players(directory, 1, session_ttl=TTL_S) as [holder]:
                 token = holder.ask("acquire", name="a")["token"]
                 waiter.tell("acquire", name="a")
                 queued(cluster, "a", 1)
@@ -43,11 +48,15 @@ def test_the_lock_of_a_killed_holder_goes_to_the_next_at_once(tmp_path: Path) ->
             delays.append(granted["ended"] - killed_ns)
             waiter.ask("release", name="a")
     assert statistics.median(delays) < SOON_NS, delays
+    assert min(delays) < SOON_NS / 5, delays
 
 
 def test_a_lock_that_a_killed_process_kept_unused_is_free_at_once(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    with ringhold.create(str(directory)), players(directory, 2) as [keeper, other]:
+    with (
+        ringhold.create(str(directory)),
+        players(directory, 2, session_ttl=TTL_S) as [keeper, other],
+    ):
         token = keeper.ask("acquire", name="a")["token"]
         keeper.ask("release", name="a")
         killed_ns = kill(keeper)
@@ -58,7 +67,10 @@ def test_a_lock_that_a_killed_process_kept_unused_is_free_at_once(tmp_path: Path
 
 def test_a_killed_waiter_is_passed_over(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    with ringhold.create(str(directory)) as cluster, players(directory, 4) as [a, b, c, d]:
+    with (
+        ringhold.create(str(directory)) as cluster,
+        players(directory, 4, session_ttl=TTL_S) as [a, b, c, d],
+    ):
         first = a.ask("acquire", name="a")["token"]
         for place, waiter in enumerate((b, c, d), 1):
             waiter.tell("acquire", name="a")
@@ -79,7 +91,10 @@ def test_a_killed_waiter_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_process_killed_inside_a_commit_leaves_the_store_to_others(tmp_path: Path) -> None:
     directory = tmp_path / "c"
-    with ringhold.create(str(directory)) as cluster, players(directory, 2) as [waiter, holder]:
+    with (
+        ringhold.create(str(directory)) as cluster,
+        players(directory, 2, session_ttl=TTL_S) as [waiter, holder],
+    ):
         holder.ask("acquire", name="a")
         waiter.tell("acquire", name="a")
         queued(cluster, "a", 1)

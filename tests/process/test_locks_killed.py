@@ -1,7 +1,7 @@
 """Goal: whoever is killed or stopped at whatever moment, no two live holders have a lock, tokens
 grow in the order of the grants, and a counter behind a fence loses nothing and takes nothing
 stale. On an etcd of three members that holds when they are killed and stopped as well, and ten
-seconds after the last of that everybody gets locks again.
+seconds after the last of that everybody gets locks again (thirty beside other tests).
 
 Method: six processes of two threads each work under four locks (`lock_kill_worker`) while
 SIGKILL and SIGSTOP strike at random (`lock_storm`); killed ones are replaced, stopped ones go on

@@ -70,7 +70,7 @@ cluster.close()
 
 LIVING = """
 # More than a TTL after its last renewal, and well after others might have taken it.
-while now() < state.deadline_ns + 1_800_000_000 and not state.expired:
+while now() < state.deadline_ns + 3_000_000_000 and not state.expired:
     time.sleep(0.01)
 print(state.state, check(), grant.lost.is_set(), flush=True)
 sys.stdin.readline()

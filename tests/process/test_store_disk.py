@@ -198,13 +198,13 @@ SHIFTED = """
             file.write(str(seconds))
 
     before = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
-    with ringhold.open(sys.argv[1], session_ttl=3) as cluster:
+    with ringhold.open(sys.argv[1], session_ttl=2) as cluster:
         with cluster.lock("held") as grant:
             seen = []
             for seconds in (3600, -3600, 0):
                 shift(seconds)
                 seen.append(time.time() - before[0])
-                until = time.monotonic() + 1.0
+                until = time.monotonic() + 1.5
                 while time.monotonic() < until:
                     grant.check()
                     time.sleep(0.02)
@@ -225,7 +225,7 @@ def shift_wall(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wall_clock_stepped_by_an_hour_costs_no_lock(tmp_path: Path, shift_wall: Path) -> None:
     shift = tmp_path / "shift"
     shift.write_text("0")
-    with ringhold.open(tmp_path / "data", create=True, session_ttl=3) as other:
+    with ringhold.open(tmp_path / "data", create=True, session_ttl=2) as other:
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SHIFTED), str(tmp_path / "data")],
@@ -246,7 +246,7 @@ def test_a_wall_clock_stepped_by_an_hour_costs_no_lock(tmp_path: Path, shift_wal
     assert process.returncode == 0, errors
     seen, passed_s = json.loads(output)
     assert [round(step / 3600) for step in seen] == [1, -1, 0]
-    assert 3.0 <= passed_s < time.monotonic() - started
+    assert 4.5 <= passed_s < time.monotonic() - started
 
 
 # Durability

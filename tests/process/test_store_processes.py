@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from lock_processes import pause_outside_a_commit
+from lock_processes import pause_outside_commit
 
 from ringhold.env import real_env
 from ringhold.errors import StoreUnavailable
@@ -165,7 +165,7 @@ def test_the_lease_of_a_stopped_process_lives_on(tmp_path: Path) -> None:
         store = await create(tmp_path)
         with worker("hold", tmp_path, lease.hex(), "1") as holder:
             assert line(holder) == ["ready"]
-            pause_outside_a_commit(holder.pid, tmp_path)
+            pause_outside_commit(holder.pid, tmp_path)
             await store.expire_leases()
             await store.renew_lease(lease)
         await store.close()

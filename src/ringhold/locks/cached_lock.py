@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ringhold.locks.keys import EXCLUSIVE, LockKeys, Waiting
 from ringhold.store.base import Born
@@ -15,7 +16,7 @@ class Broken(Exception):
 
 
 class Refused(Exception):
-    """There is somebody to wait for, and nobody here wants to wait."""
+    """There is somebody to wait for, and somebody here would rather be refused."""
 
 
 class CachedLock:
@@ -75,5 +76,13 @@ class CachedLock:
         return Born(self.keys.holder(self.mode or EXCLUSIVE, session), self.since)
 
 
-Demand = Callable[[], tuple[Mode, bool] | None]
-"""What is wanted of a lock within this process: the mode, and whether somebody would wait."""
+class Wanted(NamedTuple):
+    """What is wanted of a lock within this process: the mode, and whether some would wait for it
+    and some would rather be refused."""
+
+    mode: Mode
+    patient: bool
+    trying: bool
+
+
+Demand = Callable[[], Wanted | None]

@@ -50,6 +50,9 @@ TICK_S = 0.04
 """How often a waiting session looks for holders that died and letters that were lost, if the
 store does not end leases by itself."""
 
+TRY_S = 0.5
+"""How long another session is waited for that has a lock somebody would rather not wait for."""
+
 REMIND_S = 1.0
 """How often it asks the holders again."""
 
@@ -73,12 +76,13 @@ class Claims:
     async def fetch(self, lock: CachedLock, demand: Demand) -> None:
         """Until the session holds the lock as demanded, or nobody demands it any more.
 
-        Raises Refused when nobody would wait; the queue is left then.
+        Raises Refused when somebody would rather not wait any longer; the place in the queue
+        stays for those who would.
         """
         wanted = demand()
         if wanted is not None and lock.mode is None and lock.queued is None:
             try:
-                await self._take(lock, wanted[0], [Empty(lock.keys.prefix, lock.keys.end)])
+                await self._take(lock, wanted.mode, [Empty(lock.keys.prefix, lock.keys.end)])
                 return
             except Conflict:
                 lock.wanted = None  # Somebody is there, if he lives: see who.
@@ -87,7 +91,7 @@ class Claims:
             await self._fetch_queued(lock, demand, following)
 
     async def _fetch_queued(self, lock: CachedLock, demand: Demand, following: Following) -> None:
-        reminded_ns = 0
+        reminded_ns, queued_ns = 0, self._now()
         while True:
             lock.wake.clear()
             if lock.mode is None:
@@ -108,7 +112,7 @@ class Claims:
                 if await self._leave_queue(lock, state):
                     return
                 continue
-            mode, patient = wanted
+            mode, patient, trying = wanted
             if lock.mode is mode:
                 lock.wanted = self._first_other(state)
                 return  # Who wanted more has given up.
@@ -127,8 +131,13 @@ class Claims:
                 if not patient and any(isinstance(other, Waiting) for other in blockers):
                     raise Refused
                 await self._enqueue(lock, mode, patient, state)
-                reminded_ns = self._now()
+                reminded_ns = queued_ns = self._now()
                 continue
+            if trying:
+                try_left_s = TRY_S - (self._now() - queued_ns) / 1e9
+                if try_left_s <= 0:
+                    raise Refused
+                left_s = min(left_s, try_left_s)
             if self._now() - reminded_ns > REMIND_S * 1e9:
                 reminded_ns = self._now()
                 await self._remind(lock, state.holders)
@@ -450,14 +459,14 @@ class Claims:
         queue_key = keys.waiter(self._me)
         if keep_shared:
             puts.append(Put(keys.holder(SHARED, self._me), self._holder(), self._me))
-        elif again is not None and again[1]:
-            puts.append(self._waiter(queue_key, again[0], True))
+        elif again is not None and again.patient:
+            puts.append(self._waiter(queue_key, again.mode, True))
         revision = await self._commit(compares, puts, deletes)
         self._gave(lock)
         if keep_shared:
             self._adopt(lock, SHARED, revision)
             lock.look = True  # For those who wait behind the sharers that were just let in.
-        elif again is not None and again[1]:
+        elif again is not None and again.patient:
             self._joined(lock, queue_key, revision)
         # Sharers with nobody exclusive before them: told to look, they take their shares.
         await self._remind(lock, told)

@@ -32,7 +32,7 @@ from ringhold.errors import (
     RingholdError,
     SessionExpired,
 )
-from ringhold.locks.cached_lock import Broken, CachedLock, Refused
+from ringhold.locks.cached_lock import Broken, CachedLock, Refused, Wanted
 from ringhold.locks.claims import Claims
 from ringhold.locks.deadlocks import PATIENCE_S, Deadlocks
 from ringhold.locks.keys import EXCLUSIVE, SHARED
@@ -223,7 +223,7 @@ class Keeper:
         if lock is None or lock.queued is None or lock.queued.revision != since:
             return False
         wanted = self._demand(lock)
-        return wanted is not None and wanted[1]
+        return wanted is not None and wanted.patient
 
     def held_up(self) -> tuple[list[HeldUp], float]:
         """See `deadlocks.Waiting`."""
@@ -310,19 +310,20 @@ class Keeper:
     def _queued_here(self, lock: CachedLock) -> list[tuple[int, Mode]]:
         return [party for party in self.table.waiters(lock.name) if party[0] != lock.gate]
 
-    def _demand(self, lock: CachedLock) -> tuple[Mode, bool] | None:
-        """In which mode the lock is wanted next here, and whether anybody would wait for it."""
+    def _demand(self, lock: CachedLock) -> Wanted | None:
+        """In which mode the lock is wanted next here, and by whom."""
         owners = self._queued_here(lock)
         if not owners:
             return None
         waiters = [self._waiting.get((lock.name, owner)) for owner, _ in owners]
         # Who does not wait on the loop waits on a thread, and as long as it takes.
-        return owners[0][1], any(waiter is None or waiter.patient for waiter in waiters)
+        patience = [waiter is None or waiter.patient for waiter in waiters]
+        return Wanted(owners[0][1], any(patience), not all(patience))
 
-    def _upgrade_demand(self, lock: CachedLock) -> tuple[Mode, bool] | None:
+    def _upgrade_demand(self, lock: CachedLock) -> Wanted | None:
         owners = self._queued_here(lock)
         waits = bool(owners) and self.table.mode(lock.name, owners[0][0]) is not None
-        return (EXCLUSIVE, True) if waits else None
+        return Wanted(EXCLUSIVE, True, False) if waits else None
 
     async def _fetch(self, lock: CachedLock) -> None:
         await self.claims.fetch(lock, functools.partial(self._demand, lock))

@@ -33,6 +33,7 @@ from ringhold.errors import (
 from ringhold.locks.arguments import check_timeout, told_s
 from ringhold.locks.cache import SessionLocks
 from ringhold.locks.cached_lock import CachedLock
+from ringhold.locks.claims import TRY_S
 from ringhold.locks.grant import AnyGrant
 from ringhold.locks.held import ThreadCalls
 from ringhold.locks.inquiry import Inquiries
@@ -42,15 +43,12 @@ from ringhold.locks.keys import (
 from ringhold.locks.mailbox import Mailbox
 from ringhold.locks.session import Session
 from ringhold.store.base import Store
-from ringhold.store.repeat import ANSWER_S, check_answers
+from ringhold.store.repeat import ANSWER_S, check_answers, unanswered
 from ringhold.types import Mode, decode_name
 
 logger = logging.getLogger("ringhold")
 
 G = TypeVar("G", bound=AnyGrant)
-
-TRY_S = 0.5
-"""How long another session is waited for that has a lock somebody would rather not wait for."""
 
 VERIFY_S = 1.0
 """How often a session looks whether what it holds was broken by somebody else."""
@@ -226,15 +224,14 @@ class LockService(Unpicklable):
         self._acquiring[key] = None
         self._idle.clear()
         try:
-            async with asyncio.timeout(ANSWER_S if timeout_s == 0 else timeout_s) as limit:
-                if timeout_s == 0:
-                    # A session is opened by commits, which wait for no other session.
-                    await self.open_locks()
-                    limit.reschedule(self.bridge.loop.time() + TRY_S)
+            # A try waits for the store; for other sessions it does not (see `claims.TRY_S`).
+            async with asyncio.timeout(ANSWER_S if timeout_s == 0 else timeout_s):
                 return await self._acquire(kind, terms, key, patient=timeout_s != 0)
         except LockTimeout:
             raise _timed_out(terms.name, timeout_s) from None
         except TimeoutError:
+            if timeout_s == 0:
+                raise unanswered() from None
             await check_answers(self._store)
             raise _timed_out(terms.name, timeout_s) from None
         except DeadlockError as error:
@@ -338,7 +335,7 @@ class LockService(Unpicklable):
         """See `AnyGrant.upgrade`."""
         self.check_open()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(TRY_S if timeout_s == 0 else timeout_s):
                 return await locks.upgrade(key)
         except TimeoutError:
             await check_answers(self._store)

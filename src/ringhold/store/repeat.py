@@ -73,4 +73,8 @@ async def check_answers(store: Transactional) -> None:
         async with asyncio.timeout(ANSWER_S):
             await store.commit()
     except TimeoutError:
-        raise StoreUnavailable(f"the store has not answered for {ANSWER_S:g} s") from None
+        raise unanswered() from None
+
+
+def unanswered() -> StoreUnavailable:
+    return StoreUnavailable(f"the store has not answered for {ANSWER_S:g} s")
