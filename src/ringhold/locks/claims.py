@@ -133,17 +133,15 @@ class Claims:
                 await self._enqueue(lock, mode, patient, state)
                 reminded_ns = queued_ns = self._now()
                 continue
-            if trying:
-                try_left_s = TRY_S - (self._now() - queued_ns) / 1e9
-                if try_left_s <= 0:
-                    raise Refused
-                left_s = min(left_s, try_left_s)
+            try_left_s = TRY_S - (self._now() - queued_ns) / 1e9 if trying else LOOK_S
+            if try_left_s <= 0:
+                raise Refused
             if self._now() - reminded_ns > REMIND_S * 1e9:
                 reminded_ns = self._now()
                 await self._remind(lock, state.holders)
             awaited = [lock.queued.key, *(blocker.key for blocker in blockers)]
             following.await_end(awaited, state.revision)
-            await self._tick(lock, left_s)
+            await self._tick(lock, min(left_s, try_left_s))
 
     async def _delay_left_s(self, lock: CachedLock, entry: Entry) -> float:
         """How long to wait since the last holder disappeared without giving the lock back."""
